@@ -1,0 +1,300 @@
+"""The TOML schema of the gateway: every setting once, checked at load, immutable after.
+
+`load` reads a file and gives a `Config`, or raises a `ConfigError` that names the file, the key, what is wrong and
+what to do. `gateway/example.toml` shows every key with a comment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from gateway.errors import ConfigError
+
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
+Port = Annotated[int, Meta(ge=1, le=65535)]
+Positive = Annotated[int, Meta(gt=0)]
+Score = Annotated[float, Meta(ge=0.0, le=1.0)]
+Seconds = Annotated[float, Meta(ge=0.0)]
+
+MAX_CONFIG_BYTES = 1 << 20
+
+
+class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One TOML table; a key that is not declared is an error."""
+
+
+class GatewayTable(Table):
+    id: Name
+    data_dir: str  # spool, pictures and control socket; relative to the config file
+
+
+class StoreTable(Table):
+    commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # longest wait of a reading for its commit
+    max_mib: Positive = 512  # size of the spool file; past it acquisition waits, nothing stored is dropped
+    keep_delivered_s: Seconds = 3600.0  # how long the spool keeps what the consumer has confirmed
+    pictures_max_mib: Positive = 64  # event pictures; the oldest goes first
+
+
+class LiveTable(Table):
+    group: Annotated[str, Meta(pattern=r"^[^+#/]{1,64}$")] = "octogate"  # Sparkplug group id
+    min_interval_ms: Annotated[int, Meta(ge=50)] = 1000  # newest value of a metric at most this often
+
+
+class UplinkTable(Table):
+    host: str
+    port: Port = 1883
+    username: str = ""
+    password_file: str = ""
+    ca_file: str = ""  # turns TLS on, with verification
+    cert_file: str = ""
+    key_file: str = ""
+    keepalive_s: Annotated[int, Meta(ge=5, le=600)] = 15
+    backoff_max_s: Annotated[float, Meta(ge=0.1, le=600)] = 120.0
+    window: Annotated[int, Meta(ge=1, le=50)] = 20  # unacknowledged publishes under way
+    live: LiveTable | None = None
+
+
+class PanelTable(Table):
+    host: str = "127.0.0.1"
+    port: Port = 8080
+
+
+class NodeSource(Table, tag_field="kind", tag="node"):
+    """A MicroPython node that speaks the Octogate link over a serial line."""
+
+    name: Name
+    port: str  # /dev/serial/by-id/...; anything pyserial opens
+    baud: Positive = 115200
+    silent_s: Seconds = 5.0  # no frame for so long: the source counts as silent
+
+
+class PicturesSource(Table, tag_field="kind", tag="pictures"):
+    """A camera replayed from a folder of JPEG or PNG pictures, in the order of their names."""
+
+    name: Name
+    folder: str
+    fps: Annotated[float, Meta(gt=0, le=120)] = 2.0
+    loop: bool = True
+
+
+SourceTable = NodeSource | PicturesSource
+
+
+class ModelTable(Table):
+    name: Name
+    bundle: str
+    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    deadline_ms: Annotated[int, Meta(ge=10, le=600_000)] = 1000
+    backend: str = ""  # onnx, litert; empty takes the bundle's first variant whose runtime is installed
+    nice: Annotated[int, Meta(ge=0, le=19)] = 10
+    max_input_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048
+
+
+class TrustTable(Table):
+    keys: tuple[str, ...] = ()  # files with Ed25519 public keys (PEM) that may sign bundles
+    allow_unsigned: bool = False  # development only; the panel shows it
+
+
+class PipelineTable(Table):
+    name: Name
+    source: Name
+    model: Name
+    stream: str = ""  # a node's stream; empty for cameras
+    window: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings a window; 0 takes the model's own length
+    hop: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings between windows; 0 is half a window
+
+
+class ThresholdRule(Table, tag_field="kind", tag="threshold"):
+    """Raised when a channel stays above `above` for `hold_s`, cleared below `above - hysteresis`."""
+
+    name: Name
+    stream: str  # <source>/<stream>
+    channel: str
+    above: float
+    hysteresis: Annotated[float, Meta(ge=0)] = 0.0
+    hold_s: Seconds = 0.0
+    severity: str = "warning"
+
+
+class ClassRule(Table, tag_field="kind", tag="class"):
+    """Raised while a pipeline's class is one of `labels` with `min_score`, after `hold_s` of it."""
+
+    name: Name
+    pipeline: Name
+    labels: tuple[str, ...]
+    min_score: Score = 0.5
+    hold_s: Seconds = 0.0
+    severity: str = "info"
+
+
+class DetectionRule(Table, tag_field="kind", tag="detection"):
+    """Raised while at least `min_count` objects of `labels` with `min_score` are on the picture."""
+
+    name: Name
+    pipeline: Name
+    labels: tuple[str, ...]
+    min_score: Score = 0.5
+    min_count: Positive = 1
+    hold_s: Seconds = 0.0
+    picture: bool = True  # keep the picture that raised it
+    severity: str = "info"
+
+
+RuleTable = ThresholdRule | ClassRule | DetectionRule
+
+
+class Config(Table):
+    gateway: GatewayTable
+    store: StoreTable = StoreTable()
+    uplink: UplinkTable | None = None
+    panel: PanelTable | None = None
+    trust: TrustTable = TrustTable()
+    source: tuple[SourceTable, ...] = ()
+    model: tuple[ModelTable, ...] = ()
+    pipeline: tuple[PipelineTable, ...] = ()
+    rule: tuple[RuleTable, ...] = ()
+    base: str = "."  # folder of the config file; set by `load`, never in the file
+
+    def path(self, text: str) -> Path:
+        """A path of the file, made absolute from the file's own folder."""
+        return (Path(self.base) / Path(text).expanduser()).absolute()
+
+    @property
+    def data_dir(self) -> Path:
+        return self.path(self.gateway.data_dir)
+
+    @property
+    def spool_path(self) -> Path:
+        return self.data_dir / "spool.db"
+
+    @property
+    def control_path(self) -> Path:
+        return self.data_dir / "control.sock"
+
+
+def load(path: Path) -> Config:
+    """Read and check a config file.
+
+    Raises:
+        ConfigError: unreadable, not TOML, a key unknown, missing, of the wrong type or out of range, or two
+            settings that contradict each other.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot read it: {error.strerror}", hint="name the file with --config"
+        ) from error
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ConfigError(f"{path}: larger than 1 MiB", hint="is this the right file?")
+    try:
+        raw = tomllib.loads(text.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}", hint="mend that line") from error
+    if "base" in raw:
+        raise ConfigError(f"{path}: base: unknown key", hint="delete the line")
+    try:
+        config = msgspec.convert({**raw, "base": str(path.absolute().parent)}, Config)
+    except msgspec.ValidationError as error:
+        raise _explained(path, str(error)) from error
+    _check_references(path, config)
+    _check_files(path, config)
+    return config
+
+
+def _explained(path: Path, message: str) -> ConfigError:
+    """msgspec's message, with its JSON path rewritten as the key a user typed."""
+    what, _, where = message.partition(" - at `")
+    key = where.rstrip("`").removeprefix("$").removeprefix(".") or "the file"
+    hint = "see `octogate run --help` for the example config"
+    if unknown := re.search(r"unknown field `([^`]+)`", what):
+        near = difflib.get_close_matches(unknown[1], _all_keys(), 1)
+        key = f"{key}.{unknown[1]}" if where else unknown[1]
+        what = "unknown key"
+        hint = f"did you mean '{near[0]}'?" if near else "delete the line"
+    elif missing := re.search(r"missing required field `([^`]+)`", what):
+        key = f"{key}.{missing[1]}" if where else missing[1]
+        what, hint = "missing", f"add {missing[1]} = ..."
+    elif "matching regex" in what:
+        what = "not a valid name"
+        hint = "lower-case letters, digits, '-' and '_', at most 48, starting with a letter or digit"
+    elif found := re.search(r"Invalid value '([^']*)'", what):
+        what, hint = f"'{found[1]}' is not a known kind", "one of the kinds in gateway/example.toml"
+    return ConfigError(f"{path}: {key}: {what}", hint=hint)
+
+
+def _all_keys() -> set[str]:
+    tables: tuple[Any, ...] = (
+        Config, GatewayTable, StoreTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
+        ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
+    )  # fmt: skip
+    return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
+
+
+def _check_references(path: Path, config: Config) -> None:
+    sources = _unique(path, "source", (s.name for s in config.source))
+    models = _unique(path, "model", (m.name for m in config.model))
+    pipelines = _unique(path, "pipeline", (p.name for p in config.pipeline))
+    _unique(path, "rule", (r.name for r in config.rule))
+    kinds = {s.name: type(s) for s in config.source}
+    for i, pipeline in enumerate(config.pipeline):
+        _known(path, f"pipeline[{i}].source", pipeline.source, sources)
+        _known(path, f"pipeline[{i}].model", pipeline.model, models)
+        if (kinds[pipeline.source] is PicturesSource) == bool(pipeline.stream):
+            need = "takes no stream: delete the line" if pipeline.stream else "needs stream = the node's stream"
+            raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
+        if pipeline.name == "events" or pipeline.name in sources:
+            raise ConfigError(f"{path}: pipeline[{i}].name: '{pipeline.name}' is taken", hint="choose another")
+    for i, rule in enumerate(config.rule):
+        if isinstance(rule, ThresholdRule):
+            _known(path, f"rule[{i}].stream", rule.stream.partition("/")[0], sources)
+        else:
+            _known(path, f"rule[{i}].pipeline", rule.pipeline, pipelines)
+        if rule.severity not in ("info", "warning", "alarm"):
+            raise ConfigError(f"{path}: rule[{i}].severity: '{rule.severity}'", hint="info, warning or alarm")
+
+
+def _unique(path: Path, table: str, names: Iterable[str]) -> set[str]:
+    seen: set[str] = set()
+    for i, name in enumerate(names):
+        if name in seen:
+            raise ConfigError(f"{path}: {table}[{i}].name: '{name}' is there twice", hint="rename one")
+        seen.add(name)
+    return seen
+
+
+def _known(path: Path, key: str, name: str, names: set[str]) -> None:
+    if name in names:
+        return
+    near = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean '{near[0]}'?" if near else f"declared are: {', '.join(sorted(names)) or 'none'}"
+    raise ConfigError(f"{path}: {key}: there is no '{name}'", hint=hint)
+
+
+def _check_files(path: Path, config: Config) -> None:
+    """What must be there before the daemon starts; a device may come later, a file will not."""
+    wanted = [(f"model[{i}].bundle", m.bundle) for i, m in enumerate(config.model)]
+    wanted += [(f"trust.keys[{i}]", key) for i, key in enumerate(config.trust.keys)]
+    if config.uplink:
+        files = {k: getattr(config.uplink, k) for k in ("password_file", "ca_file", "cert_file", "key_file")}
+        wanted += [(f"uplink.{key}", file) for key, file in files.items() if file]
+        if bool(config.uplink.cert_file) != bool(config.uplink.key_file):
+            raise ConfigError(f"{path}: uplink: cert_file and key_file go together", hint="give both or none")
+    for key, file in wanted:
+        if not config.path(file).is_file():
+            raise ConfigError(f"{path}: {key}: no file {config.path(file)}", hint="build it or mend the path")
+    for i, source in enumerate(config.source):
+        if isinstance(source, PicturesSource) and not config.path(source.folder).is_dir():
+            raise ConfigError(
+                f"{path}: source[{i}].folder: no folder {config.path(source.folder)}",
+                hint="make it or mend the path",
+            )

@@ -1,0 +1,342 @@
+"""What crosses rooms: the values that sources, models, rules, the spool and the uplink hand to each other.
+
+Everything here is frozen and cheap: the hot path makes one `Sample` per chunk of bytes, not one per reading.
+Names of streams: `<source>/<node stream>` for readings, `<pipeline>` for inferences, `events` for events.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+import struct
+from array import array
+from collections.abc import Awaitable, Sequence
+from typing import Any, Protocol
+
+import msgspec
+
+EVENTS_STREAM = "events"
+TOPIC_ROOT = "octo/v1"
+
+# struct codes a channel may have (little-endian), and the Sparkplug B datatype each maps to
+CHANNEL_TYPES = "bBhHiIqQfd"
+
+
+def topic_up(gateway: str, stream: str) -> str:
+    """The backlog topic of one stream."""
+    return f"{TOPIC_ROOT}/{gateway}/up/{stream}"
+
+
+def topic_ack(gateway: str) -> str:
+    """Where the consumer retains its committed watermark."""
+    return f"{TOPIC_ROOT}/{gateway}/ack"
+
+
+class Stamp(msgspec.Struct, frozen=True, gc=False):
+    """When something happened, and how far that can be trusted (design.md, "Time").
+
+    Attributes:
+        boot: the kernel's boot id; monotonic times of different boots cannot be compared.
+        mono_ns: CLOCK_MONOTONIC, nanoseconds.
+        wall_ns: UTC since 1970, nanoseconds, or None while the wall clock is not known to be right.
+        uncertainty_ns: half width of the interval around the time that holds the event.
+    """
+
+    boot: str
+    mono_ns: int
+    wall_ns: int | None
+    uncertainty_ns: int
+
+
+class Channel(msgspec.Struct, frozen=True):
+    """One column of a record: name, struct code (see CHANNEL_TYPES), unit (UCUM, may be empty)."""
+
+    name: str
+    type: str
+    unit: str = ""
+
+
+class Schema(msgspec.Struct, frozen=True):
+    """How the packed records of a stream read: little-endian, no padding, channels in order."""
+
+    channels: tuple[Channel, ...]
+
+    @property
+    def format(self) -> str:
+        """The `struct` format of one record."""
+        return "<" + "".join(channel.type for channel in self.channels)
+
+    @property
+    def record_size(self) -> int:
+        """Bytes per record."""
+        return struct.calcsize(self.format)
+
+    def offset(self, channel: str) -> tuple[int, str]:
+        """Byte offset in the record and struct code of one channel; KeyError when there is none."""
+        at = 0
+        for candidate in self.channels:
+            if candidate.name == channel:
+                return at, candidate.type
+            at += struct.calcsize("<" + candidate.type)
+        raise KeyError(channel)
+
+    def spec(self) -> str:
+        """Compact text, `name:type:unit,...`, as it stands in batch headers."""
+        return ",".join(f"{c.name}:{c.type}:{c.unit}" for c in self.channels)
+
+    @classmethod
+    def parse(cls, spec: str) -> Schema:
+        """The inverse of `spec`; ValueError for anything else."""
+        channels = []
+        for part in spec.split(","):
+            name, code, unit = part.split(":")
+            if not name or len(code) != 1 or code not in CHANNEL_TYPES:
+                raise ValueError(f"not a channel: {part!r}")
+            channels.append(Channel(name, code, unit))
+        return cls(tuple(channels))
+
+
+class Sample(msgspec.Struct, frozen=True, gc=False):
+    """A run of consecutive readings of one stream, as the packed records that came off the wire.
+
+    The times are run-length coded: segment i holds `counts[i]` readings, the first at `firsts[i]` (monotonic
+    ns), each next one `steps[i]` ns later. `data` holds sum(counts) records of `schema.record_size` bytes.
+    """
+
+    stream: str
+    schema: Schema
+    firsts: array[int]  # 'q'
+    steps: array[int]  # 'q'
+    counts: array[int]  # 'H'
+    data: bytes
+
+    @property
+    def n(self) -> int:
+        return sum(self.counts)
+
+
+class Mark(msgspec.Struct, frozen=True, gc=False):
+    """How far a source has been taken: stored in the same transaction as the readings themselves."""
+
+    source: str
+    session: int  # random, made by the node at its boot
+    next_seq: int  # the frame (unwrapped) that is expected next
+
+
+class Frame(msgspec.Struct, frozen=True, gc=False):
+    """One picture of a camera, still encoded (JPEG or PNG)."""
+
+    source: str
+    seq: int
+    stamp: Stamp
+    data: bytes
+    media: str = "image/jpeg"
+
+
+class Detection(msgspec.Struct, frozen=True, gc=False, array_like=True):
+    """One object on a picture; the box is in fractions of width and height, origin top left."""
+
+    label: str
+    score: float
+    x0: float
+    y0: float
+    x1: float
+    y1: float
+
+
+class Result(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a model says about one window or picture, after its post steps.
+
+    Attributes:
+        label: the best class, empty when the model has none.
+        score: its probability, 0 to 1.
+        scores: label -> probability for every class that is reported.
+        detections: objects, best first.
+        values: further named numbers (an anomaly score, a regression).
+    """
+
+    label: str = ""
+    score: float = 0.0
+    scores: dict[str, float] = {}
+    detections: tuple[Detection, ...] = ()
+    values: dict[str, float] = {}
+
+
+class Inference(msgspec.Struct, frozen=True):
+    """A result with its origin; stored as one row of the pipeline's stream."""
+
+    pipeline: str
+    stamp: Stamp
+    model: str
+    bundle: str  # the first 12 hex digits of the bundle's digest
+    backend: str
+    took_us: int  # from handing over to having the result, queueing included
+    result: Result
+    input_seq: int = -1  # the frame's number, or the first reading of the window
+
+
+class Severity(enum.StrEnum):
+    INFO = "info"
+    WARNING = "warning"
+    ALARM = "alarm"
+
+
+class Event(msgspec.Struct, frozen=True):
+    """Something a person or a machine may want to react to.
+
+    Attributes:
+        name: the rule's name, or `source.lost`, `model.restarted`, `store.full` and the like.
+        origin: the source, pipeline, model or room that it is about.
+        state: `raised`, `cleared`, or `point` for something without duration.
+    """
+
+    name: str
+    origin: str
+    state: str
+    severity: Severity
+    stamp: Stamp
+    message: str
+    detail: dict[str, Any] = {}
+
+
+class BatchKind(enum.StrEnum):
+    SAMPLES = "samples"
+    INFERENCES = "inferences"
+    EVENTS = "events"
+
+
+class Batch(msgspec.Struct, frozen=True, gc=False):
+    """An encoded run of a stream, exactly as it is stored and as it is sent.
+
+    The key (gateway, epoch, stream, seq_first, n) never changes once the batch is on disk.
+    """
+
+    id: int  # order of commitment within the spool
+    stream: str
+    seq_first: int
+    n: int
+    blob: bytes
+
+
+class Sink(Protocol):
+    """Where a source pours what it reads. Calls never block; the future is done when it is on disk."""
+
+    def samples(self, samples: Sequence[Sample], mark: Mark | None) -> asyncio.Future[None]: ...
+
+    def frame(self, frame: Frame) -> None: ...
+
+    def event(self, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None: ...
+
+
+class SourceState(enum.StrEnum):
+    STARTING = "starting"
+    OK = "ok"
+    SILENT = "silent"
+    LOST = "lost"
+    FAILING = "failing"
+
+
+class Source(Protocol):
+    """A sensor or camera. `run` ends only by cancellation: it reopens by itself what went away."""
+
+    name: str
+
+    def run(self, sink: Sink) -> Awaitable[None]: ...
+
+    def status(self) -> SourceStatus: ...
+
+
+# --- what `octogate status`, the panel, the demo and the SDK see -------------------------------------------------
+
+
+class SourceStatus(msgspec.Struct, frozen=True):
+    name: str
+    kind: str
+    state: SourceState
+    detail: str  # the last error, or which node this is
+    readings: int = 0  # taken from the wire, in order, this run
+    frames: int = 0
+    dropped: int = 0  # pictures that a newer one replaced; readings a node's ring overwrote
+    bad: int = 0  # frames of bytes refused (checksum, length, type)
+    resent: int = 0  # frames that came again and were already taken
+    gaps: int = 0  # times a frame was missing and was asked for again
+
+
+class StreamStatus(msgspec.Struct, frozen=True):
+    name: str
+    kind: BatchKind
+    next_seq: int  # readings or rows on disk
+    delivered_seq: int  # the consumer's committed watermark
+    values: dict[str, float] = {}  # newest reading by channel
+    units: dict[str, str] = {}
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    name: str
+    state: str  # starting, ready, restarting, failed
+    backend: str  # "onnx fp32 x1", empty until ready
+    bundle: str
+    signed: bool
+    pid: int
+    runs: int
+    restarts: int
+    p50_ms: float
+    p99_ms: float
+    detail: str = ""
+
+
+class PipelineStatus(msgspec.Struct, frozen=True):
+    name: str
+    source: str
+    model: str
+    inferences: int
+    skipped: int  # pictures that were replaced by a newer one before they were looked at
+    newest: Inference | None = None
+
+
+class SpoolStatus(msgspec.Struct, frozen=True):
+    path: str
+    epoch: str
+    state: str  # ok, full, failing
+    bytes: int
+    batches: int
+    backlog: int  # readings and rows not yet confirmed by the consumer
+    commits: int
+    commit_p50_ms: float
+    commit_p99_ms: float
+    detail: str = ""
+
+
+class UplinkStatus(msgspec.Struct, frozen=True):
+    state: str  # off, connecting, up, down
+    broker: str
+    since_s: float
+    inflight: int
+    sent: int  # batches published, rewinds included
+    reconnects: int
+    rewinds: int
+    detail: str = ""
+
+
+class ProcessStatus(msgspec.Struct, frozen=True):
+    pid: int
+    uptime_s: float
+    cpu_s: float
+    rss_bytes: int
+
+
+class GatewayStatus(msgspec.Struct, frozen=True):
+    gateway: str
+    version: str
+    boot: str
+    process: ProcessStatus
+    sources: tuple[SourceStatus, ...]
+    streams: tuple[StreamStatus, ...]
+    models: tuple[ModelStatus, ...]
+    pipelines: tuple[PipelineStatus, ...]
+    spool: SpoolStatus
+    uplink: UplinkStatus
+    events: tuple[Event, ...]  # the newest, newest first
+    warnings: tuple[str, ...] = ()  # unsafe settings that are on, for example allow_unsigned
+
+
