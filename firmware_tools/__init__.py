@@ -1,0 +1,1 @@
+"""Builds, flashes, emulates and updates the gateway's image and the nodes' firmware."""

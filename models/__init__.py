@@ -1,0 +1,1 @@
+"""The project's own models: one package each, from data to signed bundle."""

@@ -1,0 +1,1 @@
+"""The host: trains, signs, deploys, ingests and tests; talks to a gateway."""
