@@ -1,0 +1,186 @@
+"""The project's tasks. `./inv` lists them, `./inv --help TASK` explains one; they run from the repository's folder."""
+
+import importlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from invoke.context import Context
+from invoke.exceptions import Exit
+from invoke.tasks import task
+
+ROOT = Path(__file__).resolve().parent
+# What the integration tests start -> the Debian package that has it.
+SYSTEM_PROGRAMS = {"mosquitto": "mosquitto"}
+# Servers live in sbin, which is not on everyone's PATH.
+SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist"]
+
+
+@task(
+    help={
+        "integration": "run tests/integration instead; missing system programs are installed or named",
+        "select": "only tests that match, as in pytest -k",
+        "args": "anything else for pytest, in one string",
+    }
+)
+def test(c: Context, integration: bool = False, select: str = "", args: str = "") -> None:
+    """
+    Run the tests: those in tests/unit, or with --integration those in tests/integration.
+
+    Unit tests need no network, no root and no device.
+    Integration tests start real programs, such as the mosquitto broker. What is missing is installed with apt-get
+    where this user may; elsewhere the command to run is printed, and the exit code is 1.
+    With CI=true a skipped integration test counts as failed.
+    """
+    if integration:
+        require_programs(SYSTEM_PROGRAMS)
+    folder = "tests/integration" if integration else "tests/unit"
+    options = ["-k", select] if select else []
+    run_python("pytest", folder, *options, *shlex.split(args))
+
+
+@task(help={"fix": "let ruff mend and format what it can first"})
+def lint(c: Context, fix: bool = False) -> None:
+    """Check style, format and types: ruff check, ruff format --check, mypy strict. All three run, then it fails."""
+    if fix:
+        codes = [call("ruff", "check", "--fix-only", "--quiet", "."), call("ruff", "format", "--quiet", ".")]
+    else:
+        codes = []
+    codes += [call("ruff", "check", "."), call("ruff", "format", "--check", "."), call("mypy")]
+    if any(codes):
+        raise Exit(code=1)
+
+
+@task(help={"upgrade": "take the newest versions that fit, instead of keeping the pins that still do"})
+def lock(c: Context, upgrade: bool = False) -> None:
+    """
+    Make requirements/*.txt anew from pyproject.toml, with hashes and without addresses.
+
+    Needs the package index. The next ./inv brings .venv up to date by itself.
+    """
+    run([sys.executable, "requirements/lock.py", *(["--upgrade"] if upgrade else [])])
+
+
+@task(help={"yes": "remove them; without it they are only listed"})
+def clean(c: Context, yes: bool = False) -> None:
+    """List the caches and builds that can be made again; remove them with --yes. Never touches .venv or data."""
+    found = [ROOT / name for name in CACHES if (ROOT / name).exists()]
+    found += [
+        path for path in sorted(ROOT.rglob("__pycache__")) if ".venv" not in path.relative_to(ROOT).parts
+    ]
+    for path in found:
+        print(path.relative_to(ROOT))
+        if yes:
+            shutil.rmtree(path)
+    done = "removed" if yes else "can be removed: ./inv clean --yes"
+    print(f"{len(found)} folders {done}" if found else "nothing to remove")
+
+
+@task(
+    help={
+        "seconds": "how long it runs; 0 means until Ctrl-C",
+        "plain": "no live view: a line now and then, and the summary as one JSON line at the end",
+        "port": "port of the local web page on 127.0.0.1",
+    }
+)
+def demo(c: Context, seconds: float = 60.0, plain: bool = False, port: int = 8080) -> None:
+    """
+    Run a small factory without hardware: node, camera, models, gateway, broker and consumer.
+
+    The broker is taken away for some seconds and comes back. The summary shows what was sent, stored and delivered;
+    the exit code is 0 only if nothing was lost, repeated or out of order.
+    """
+    # Found only when it is asked for, so that the other tasks work while the SDK does not.
+    code = importlib.import_module("sdk.demo").main(seconds=seconds, plain=plain, port=port)
+    if code:
+        raise Exit(code=int(code))
+
+
+@task(
+    positional=["name"],
+    help={
+        "name": "the script's name without .py; none lists what there is",
+        "args": "its arguments, in one string",
+    },
+)
+def bench(c: Context, name: str = "", args: str = "") -> None:
+    """Run one measurement, bench/NAME.py, or list what there is: ./inv bench burst --args "--seconds 5"."""
+    scripts = {path.stem: path for path in sorted((ROOT / "bench").glob("*.py")) if path.stem != "__init__"}
+    if not name:
+        print("\n".join(scripts) or "there is no script in bench/")
+        return
+    if name not in scripts:
+        raise Exit(f"octogate: no bench/{name}.py; there are: {', '.join(scripts) or 'none'}", code=1)
+    run_python(f"bench.{name}", *shlex.split(args))
+
+
+def call(module: str, *args: str) -> int:
+    """Run a Python module of this environment and give its exit code."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *args], cwd=ROOT, env=environment(), check=False
+    ).returncode
+
+
+def run_python(module: str, *args: str) -> None:
+    run([sys.executable, "-m", module, *args])
+
+
+def run(command: list[str]) -> None:
+    """Run a command in the foreground; its exit code becomes ours."""
+    code = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
+    if code:
+        raise Exit(code=code if code > 0 else 128 - code)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PATH": SYSTEM_PATH}
+
+
+def missing_packages(programs: dict[str, str]) -> list[str]:
+    return sorted(
+        {package for program, package in programs.items() if not shutil.which(program, path=SYSTEM_PATH)}
+    )
+
+
+def require_programs(programs: dict[str, str]) -> None:
+    """Install the packages of missing programs, or name the command that does. Returns only if all are there."""
+    packages = missing_packages(programs)
+    if not packages:
+        return
+    print(f"octogate: the integration tests need: {' '.join(packages)}", file=sys.stderr)
+    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
+    prefix = apt_prefix()
+    if prefix is not None:
+        print("octogate: installing with apt-get", file=sys.stderr)
+        quiet_apt([*prefix, "apt-get", "update", "--quiet"])
+        quiet_apt([*prefix, *install])
+        packages = missing_packages(programs)
+    if packages:
+        raise Exit(f"octogate: still missing. Run this, then again: sudo {shlex.join(install)}", code=1)
+
+
+def apt_prefix() -> list[str] | None:
+    """What to put before apt-get to run it without a question; None where that is not allowed."""
+    if not shutil.which("apt-get"):
+        return None
+    if os.geteuid() == 0:
+        return ["env", "DEBIAN_FRONTEND=noninteractive"]
+    if (
+        shutil.which("sudo")
+        and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0
+    ):
+        return ["sudo", "-n", "env", "DEBIAN_FRONTEND=noninteractive"]
+    return None
+
+
+def quiet_apt(command: list[str]) -> None:
+    """Run apt-get in silence; when it fails show what it said. Whether it helped is seen by looking for the program."""
+    with tempfile.TemporaryFile() as log:
+        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
+            log.seek(0)
+            sys.stderr.write(log.read().decode(errors="replace"))
