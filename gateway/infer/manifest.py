@@ -1,0 +1,237 @@
+"""What a bundle says about its model: `manifest.json`, schema 1.
+
+Light to import (msgspec only): the daemon's own process reads it. `docs/bundle.md` explains it to people.
+Arrays: a window is float32 [channels, length]; a picture is uint8 [height, width, 3].
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from gateway.errors import ModelError
+
+SCHEMA: Literal[1] = 1
+MANIFEST = "manifest.json"
+SIGNATURE = "signature.json"
+
+Precision = Literal["fp32", "fp16", "int8"]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
+Member = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}$")]
+Text = Annotated[str, Meta(max_length=1000)]
+Label = Annotated[str, Meta(min_length=1, max_length=100)]
+Labels = Annotated[tuple[Label, ...], Meta(max_length=100_000)]
+Floats = Annotated[tuple[float, ...], Meta(max_length=4096)]
+Positive = Annotated[int, Meta(gt=0, le=1 << 31)]
+Side = Annotated[int, Meta(gt=0, le=16384)]
+Share = Annotated[float, Meta(ge=0.0, le=1.0)]
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One JSON object of the manifest; a key that is not declared is an error. Defaults are written out too, so
+    that a later default does not change what an old bundle means.
+    """
+
+
+class Variant(Part, frozen=True, kw_only=True):
+    """One file that computes the model, for one runtime at one precision. The order is the author's preference."""
+
+    file: Member
+    format: Literal["onnx", "tflite", "openvino"]
+    precision: Precision
+    weights: Member | None = None  # the second file of an OpenVINO IR
+    inputs: Annotated[tuple[str, ...], Meta(max_length=64)] = ()  # tensor names; empty takes the file's order
+    outputs: Annotated[tuple[str, ...], Meta(max_length=64)] = ()  # the order the post steps expect
+
+
+class Window(Part, frozen=True, kw_only=True, tag_field="kind", tag="window"):
+    """Consecutive readings of one stream: float32 [channels, length], channels chosen by name."""
+
+    channels: Annotated[tuple[Label, ...], Meta(min_length=1, max_length=256)]
+    length: Annotated[int, Meta(ge=1, le=65536)]
+    rate_hz: Annotated[float, Meta(gt=0)]
+
+
+class Picture(Part, frozen=True, kw_only=True, tag_field="kind", tag="picture"):
+    """One JPEG or PNG, brought to width x height by a `fit` step."""
+
+    width: Side
+    height: Side
+    colour: Literal["rgb", "bgr"] = "rgb"
+    max_pixels: Annotated[int, Meta(gt=0, le=1 << 28)] = 1 << 25  # larger pictures are refused unread
+
+
+Input = Window | Picture
+
+
+# --- pre steps: what is done to the input before the runtime sees it ----------------------------------------------
+
+
+class Fit(Part, frozen=True, kw_only=True, tag_field="step", tag="fit"):
+    """Picture to the input's width x height: `stretch` ignores the aspect ratio, `letterbox` pads with `fill`."""
+
+    mode: Literal["stretch", "letterbox"] = "stretch"
+    fill: Annotated[int, Meta(ge=0, le=255)] = 114
+
+
+class Normalise(Part, frozen=True, kw_only=True, tag_field="step", tag="normalise"):
+    """(x * scale - mean) / std, for each colour or channel (one value stands for all)."""
+
+    scale: float = 1.0
+    mean: Floats = (0.0,)
+    std: Floats = (1.0,)
+
+
+class Standardise(Part, frozen=True, kw_only=True, tag_field="step", tag="standardise"):
+    """Each channel of a window to mean 0 and standard deviation 1; `floor` bounds the divisor from below."""
+
+    floor: Annotated[float, Meta(gt=0)] = 1e-6
+
+
+class Features(Part, frozen=True, kw_only=True, tag_field="step", tag="features"):
+    """A window [channels, length] to [channels * names]: for each channel each named figure, in that order."""
+
+    names: Annotated[
+        tuple[Literal["mean", "rms", "std", "min", "max", "peak_to_peak", "crest"], ...], Meta(min_length=1)
+    ]
+
+
+class Tensor(Part, frozen=True, kw_only=True, tag_field="step", tag="tensor"):
+    """The last step: memory order, type, and a leading batch axis of 1.
+
+    `nchw` and `nhwc` are for pictures; `ncl` (channels, length), `nlc` and `flat` for windows.
+    """
+
+    layout: Literal["nchw", "nhwc", "ncl", "nlc", "flat"]
+    dtype: Literal["float32", "uint8"] = "float32"
+
+
+PreStep = Fit | Normalise | Standardise | Features | Tensor
+
+
+# --- post steps: from the runtime's outputs to a Result -----------------------------------------------------------
+
+
+class Softmax(Part, frozen=True, kw_only=True, tag_field="step", tag="softmax"):
+    """The first output, logits, to probabilities."""
+
+
+class TopK(Part, frozen=True, kw_only=True, tag_field="step", tag="top_k"):
+    """The first output, one score a label, to the best `k` of at least `min_score`."""
+
+    k: Annotated[int, Meta(ge=1, le=1000)] = 5
+    min_score: Share = 0.0
+
+
+class Values(Part, frozen=True, kw_only=True, tag_field="step", tag="values"):
+    """The first output, one number for each of `names`, times `scale` plus `offset`."""
+
+    names: Annotated[tuple[Label, ...], Meta(min_length=1, max_length=1000)]
+    scale: float = 1.0
+    offset: float = 0.0
+
+
+class Ssd(Part, frozen=True, kw_only=True, tag_field="step", tag="ssd"):
+    """Raw boxes [anchors, 4] and scores [anchors, classes] to detections: anchors, box decode, NMS.
+
+    The names and defaults are MediaPipe's (SsdAnchorsCalculator, TensorsToDetectionsCalculator).
+    """
+
+    strides: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=16)] = (16, 32, 64, 128, 256, 512)
+    min_scale: Share = 0.2
+    max_scale: Share = 0.95
+    aspect_ratios: Floats = (1.0, 2.0, 0.5, 3.0, 0.3333)
+    interpolated_scale_aspect_ratio: float = 1.0
+    reduce_boxes_in_lowest_layer: bool = True
+    anchor_offset: float = 0.5
+    x_scale: Annotated[float, Meta(gt=0)] = 10.0
+    y_scale: Annotated[float, Meta(gt=0)] = 10.0
+    w_scale: Annotated[float, Meta(gt=0)] = 5.0
+    h_scale: Annotated[float, Meta(gt=0)] = 5.0
+    sigmoid: bool = True
+    background: bool = True  # class 0 is "nothing"
+    min_score: Share = 0.5
+    iou: Share = 0.3  # of two boxes of one class that overlap by more, the weaker goes
+    max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+PostStep = Softmax | TopK | Values | Ssd
+
+
+# --- the whole ----------------------------------------------------------------------------------------------------
+
+
+class Golden(Part, frozen=True, kw_only=True):
+    """One input with the answer that is right: every worker must reproduce it before it may serve.
+
+    Attributes:
+        input: the member with the bytes as they come from a source.
+        media: `image/jpeg`, `image/png` or `records;<Schema.spec()>`.
+        expected: a member; `.json` is a `Result`, `.f32` the raw outputs (float32 little-endian, one after another).
+        tolerance: by precision. For a Result the largest difference of any score, coordinate or value; for raw
+            outputs the largest difference relative to the largest magnitude. A precision not named is not checked
+            beyond being finite and of the right shape.
+    """
+
+    input: Member
+    media: Text
+    expected: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._/-]{0,190}\.(json|f32)$")]
+    tolerance: dict[Precision, Annotated[float, Meta(ge=0)]]
+
+
+class Limits(Part, frozen=True, kw_only=True):
+    """What the author says a run needs at most on a gateway."""
+
+    deadline_ms: Annotated[int, Meta(ge=1, le=600_000)] = 1000
+    memory_mib: Annotated[int, Meta(ge=1, le=65536)] = 512
+
+
+class Manifest(Part, frozen=True, kw_only=True):
+    schema: Literal[1] = 1
+    name: Name
+    version: Annotated[str, Meta(pattern=r"^[0-9A-Za-z][0-9A-Za-z.+-]{0,39}$")]
+    task: Literal["classify", "detect", "regress", "segment", "anomaly", "read"]
+    licence: Text  # SPDX
+    source: Text  # where weights and data come from, as their licences ask to be told
+    input: Input
+    pre: Annotated[tuple[PreStep, ...], Meta(min_length=1, max_length=32)]
+    post: Annotated[tuple[PostStep, ...], Meta(min_length=1, max_length=32)]
+    variants: Annotated[tuple[Variant, ...], Meta(min_length=1, max_length=32)]
+    golden: Annotated[tuple[Golden, ...], Meta(min_length=1, max_length=32)]
+    labels: Labels = ()
+    units: dict[str, str] = {}  # UCUM unit of each channel and value that has one
+    limits: Limits = Limits()
+    card: Member = "card.md"
+    notices: Annotated[tuple[Member, ...], Meta(max_length=32)] = ()  # licence texts that must travel along
+
+    def members(self) -> list[str]:
+        """Every member that this manifest speaks of, without itself and the signature."""
+        names = [v.file for v in self.variants] + [v.weights for v in self.variants if v.weights]
+        names += [self.card, *self.notices]
+        for golden in self.golden:
+            names += [golden.input, golden.expected]
+        return list(dict.fromkeys(names))
+
+
+_decoder = msgspec.json.Decoder(Manifest)
+
+
+def decode(data: bytes, where: str) -> Manifest:
+    """Parse `manifest.json`.
+
+    Raises:
+        ModelError: not JSON, another schema version, a key unknown, missing or out of range.
+    """
+    try:
+        return _decoder.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"{where}: manifest.json: {error}", hint=f"pack it again for schema {SCHEMA}; see docs/bundle.md"
+        ) from error
+
+
+def encode(manifest: Manifest) -> bytes:
+    """Canonical JSON of a manifest: the same manifest gives the same bytes."""
+    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
