@@ -31,24 +31,24 @@ class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """One TOML table; a key that is not declared is an error."""
 
 
-class GatewayTable(Table):
+class GatewayTable(Table, frozen=True):
     id: Name
     data_dir: str  # spool, pictures and control socket; relative to the config file
 
 
-class StoreTable(Table):
+class StoreTable(Table, frozen=True):
     commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # longest wait of a reading for its commit
     max_mib: Positive = 512  # size of the spool file; past it acquisition waits, nothing stored is dropped
     keep_delivered_s: Seconds = 3600.0  # how long the spool keeps what the consumer has confirmed
     pictures_max_mib: Positive = 64  # event pictures; the oldest goes first
 
 
-class LiveTable(Table):
+class LiveTable(Table, frozen=True):
     group: Annotated[str, Meta(pattern=r"^[^+#/]{1,64}$")] = "octogate"  # Sparkplug group id
     min_interval_ms: Annotated[int, Meta(ge=50)] = 1000  # newest value of a metric at most this often
 
 
-class UplinkTable(Table):
+class UplinkTable(Table, frozen=True):
     host: str
     port: Port = 1883
     username: str = ""
@@ -62,12 +62,12 @@ class UplinkTable(Table):
     live: LiveTable | None = None
 
 
-class PanelTable(Table):
+class PanelTable(Table, frozen=True):
     host: str = "127.0.0.1"
     port: Port = 8080
 
 
-class NodeSource(Table, tag_field="kind", tag="node"):
+class NodeSource(Table, frozen=True, tag_field="kind", tag="node"):
     """A MicroPython node that speaks the Octogate link over a serial line."""
 
     name: Name
@@ -76,7 +76,7 @@ class NodeSource(Table, tag_field="kind", tag="node"):
     silent_s: Seconds = 5.0  # no frame for so long: the source counts as silent
 
 
-class PicturesSource(Table, tag_field="kind", tag="pictures"):
+class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
     """A camera replayed from a folder of JPEG or PNG pictures, in the order of their names."""
 
     name: Name
@@ -88,7 +88,7 @@ class PicturesSource(Table, tag_field="kind", tag="pictures"):
 SourceTable = NodeSource | PicturesSource
 
 
-class ModelTable(Table):
+class ModelTable(Table, frozen=True):
     name: Name
     bundle: str
     threads: Annotated[int, Meta(ge=1, le=64)] = 1
@@ -98,12 +98,12 @@ class ModelTable(Table):
     max_input_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048
 
 
-class TrustTable(Table):
+class TrustTable(Table, frozen=True):
     keys: tuple[str, ...] = ()  # files with Ed25519 public keys (PEM) that may sign bundles
     allow_unsigned: bool = False  # development only; the panel shows it
 
 
-class PipelineTable(Table):
+class PipelineTable(Table, frozen=True):
     name: Name
     source: Name
     model: Name
@@ -112,7 +112,7 @@ class PipelineTable(Table):
     hop: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings between windows; 0 is half a window
 
 
-class ThresholdRule(Table, tag_field="kind", tag="threshold"):
+class ThresholdRule(Table, frozen=True, tag_field="kind", tag="threshold"):
     """Raised when a channel stays above `above` for `hold_s`, cleared below `above - hysteresis`."""
 
     name: Name
@@ -124,7 +124,7 @@ class ThresholdRule(Table, tag_field="kind", tag="threshold"):
     severity: str = "warning"
 
 
-class ClassRule(Table, tag_field="kind", tag="class"):
+class ClassRule(Table, frozen=True, tag_field="kind", tag="class"):
     """Raised while a pipeline's class is one of `labels` with `min_score`, after `hold_s` of it."""
 
     name: Name
@@ -135,7 +135,7 @@ class ClassRule(Table, tag_field="kind", tag="class"):
     severity: str = "info"
 
 
-class DetectionRule(Table, tag_field="kind", tag="detection"):
+class DetectionRule(Table, frozen=True, tag_field="kind", tag="detection"):
     """Raised while at least `min_count` objects of `labels` with `min_score` are on the picture."""
 
     name: Name
@@ -151,7 +151,7 @@ class DetectionRule(Table, tag_field="kind", tag="detection"):
 RuleTable = ThresholdRule | ClassRule | DetectionRule
 
 
-class Config(Table):
+class Config(Table, frozen=True):
     gateway: GatewayTable
     store: StoreTable = StoreTable()
     uplink: UplinkTable | None = None

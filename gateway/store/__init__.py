@@ -1,0 +1,1 @@
+"""What was taken, on disk: the spool, the batch codec, pictures."""
