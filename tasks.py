@@ -48,10 +48,9 @@ def test(c: Context, integration: bool = False, select: str = "", args: str = ""
 def lint(c: Context, fix: bool = False) -> None:
     """Check style, format and types: ruff check, ruff format --check, mypy strict. All three run, then it fails."""
     if fix:
-        codes = [call("ruff", "check", "--fix-only", "--quiet", "."), call("ruff", "format", "--quiet", ".")]
-    else:
-        codes = []
-    codes += [call("ruff", "check", "."), call("ruff", "format", "--check", "."), call("mypy")]
+        call("ruff", "check", "--fix-only", "--quiet", ".")
+        call("ruff", "format", "--quiet", ".")
+    codes = [call("ruff", "check", "."), call("ruff", "format", "--check", "."), call("mypy")]
     if any(codes):
         raise Exit(code=1)
 
@@ -70,9 +69,8 @@ def lock(c: Context, upgrade: bool = False) -> None:
 def clean(c: Context, yes: bool = False) -> None:
     """List the caches and builds that can be made again; remove them with --yes. Never touches .venv or data."""
     found = [ROOT / name for name in CACHES if (ROOT / name).exists()]
-    found += [
-        path for path in sorted(ROOT.rglob("__pycache__")) if ".venv" not in path.relative_to(ROOT).parts
-    ]
+    compiled = sorted(ROOT.rglob("__pycache__"))
+    found += [path for path in compiled if ".venv" not in path.relative_to(ROOT).parts]
     for path in found:
         print(path.relative_to(ROOT))
         if yes:
@@ -101,29 +99,22 @@ def demo(c: Context, seconds: float = 60.0, plain: bool = False, port: int = 808
         raise Exit(code=int(code))
 
 
-@task(
-    positional=["name"],
-    help={
-        "name": "the script's name without .py; none lists what there is",
-        "args": "its arguments, in one string",
-    },
-)
-def bench(c: Context, name: str = "", args: str = "") -> None:
-    """Run one measurement, bench/NAME.py, or list what there is: ./inv bench burst --args "--seconds 5"."""
-    scripts = {path.stem: path for path in sorted((ROOT / "bench").glob("*.py")) if path.stem != "__init__"}
-    if not name:
-        print("\n".join(scripts) or "there is no script in bench/")
+@task(help={"name": "the script's name without .py, or 'list'", "args": "its arguments, in one string"})
+def bench(c: Context, name: str, args: str = "") -> None:
+    """Run one measurement, bench/NAME.py: ./inv bench burst --args "--seconds 5". ./inv bench list names them."""
+    names = [path.stem for path in sorted((ROOT / "bench").glob("*.py")) if path.stem != "__init__"]
+    if name == "list":
+        print("\n".join(names) or "there is no script in bench/")
         return
-    if name not in scripts:
-        raise Exit(f"octogate: no bench/{name}.py; there are: {', '.join(scripts) or 'none'}", code=1)
+    if name not in names:
+        raise Exit(f"octogate: no bench/{name}.py; there are: {', '.join(names) or 'none'}", code=1)
     run_python(f"bench.{name}", *shlex.split(args))
 
 
 def call(module: str, *args: str) -> int:
     """Run a Python module of this environment and give its exit code."""
-    return subprocess.run(
-        [sys.executable, "-m", module, *args], cwd=ROOT, env=environment(), check=False
-    ).returncode
+    command = [sys.executable, "-m", module, *args]
+    return subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
 
 
 def run_python(module: str, *args: str) -> None:
@@ -142,9 +133,8 @@ def environment() -> dict[str, str]:
 
 
 def missing_packages(programs: dict[str, str]) -> list[str]:
-    return sorted(
-        {package for program, package in programs.items() if not shutil.which(program, path=SYSTEM_PATH)}
-    )
+    missing = [name for name in programs if not shutil.which(name, path=SYSTEM_PATH)]
+    return sorted({programs[name] for name in missing})
 
 
 def require_programs(programs: dict[str, str]) -> None:

@@ -13,7 +13,9 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 UV = "uv==0.13.9"
 LOCKS: dict[str, list[str]] = {"core": [], "dev": ["--extra", "dev"], "train": ["--extra", "train"]}
-HEADER = "# Made by ./inv lock from pyproject.toml. Install with: pip install --require-hashes -r requirements/{name}.txt\n"
+HEADER = """\
+# Made by ./inv lock from pyproject.toml. Install with: pip install --require-hashes -r requirements/{name}.txt
+"""
 TRAIN_NOTE = """\
 # On Linux torch is PyTorch's CPU build, as the public index has only the CUDA build, which needs several GB more.
 # pip must see a folder or index that has torch 2.13.0+cpu; the hash here is that of the file for Python 3.11, x86-64.
