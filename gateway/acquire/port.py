@@ -1,0 +1,181 @@
+"""A serial port on the event loop: pyserial opens and configures it, `add_reader` moves the bytes.
+
+The reader's callback only appends; a task takes the bytes with `wait` and `take`. When the device goes away reading
+gives b"" for ever, which counts as gone here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import termios
+
+from gateway.errors import SourceError
+
+_READ_BYTES = 65536
+_FULL_BYTES = 16384  # so much is handed over at once even when the stream is dense
+_DENSE_S = 0.003  # a stream that is read more often than this is handed over in lots of this length
+_UNSENT_MAX = 4096
+
+_HINTS = {
+    errno.ENOENT: "plug it in; `ls -l /dev/serial/by-id` shows what is there",
+    errno.EACCES: "add the daemon's user to the group that owns it, often dialout",
+    errno.EBUSY: "another program has it open: close it",
+    errno.EAGAIN: "another program has it open: close it",
+}
+
+
+class PortGone(SourceError):
+    """The device was unplugged or refuses to be read or written."""
+
+
+class SerialPort:
+    """An open port; close it at once when it is gone, or the device comes back under another name.
+
+    Args:
+        device: a path, best one from /dev/serial/by-id.
+        baud: as pyserial takes it.
+
+    Raises:
+        SourceError: it is not there, taken, or no serial port; the hint says what to do.
+    """
+
+    def __init__(self, device: str, baud: int) -> None:
+        import serial  # 1 MB, and no gateway without a node needs it
+
+        self.device = device
+        try:
+            self._serial = serial.Serial(device, baud, timeout=0, exclusive=True)
+        except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number) if number else str(error)
+            raise SourceError(
+                f"cannot open {device}: {reason}", hint=_HINTS.get(number or 0, "check the port and the baud rate")
+            ) from error
+        with contextlib.suppress(OSError, ValueError, NotImplementedError, AttributeError):
+            self._serial.set_low_latency_mode(True)  # FTDI holds bytes for 16 ms otherwise; PTYs refuse
+        self._fd: int = self._serial.fileno()
+        self._loop = asyncio.get_running_loop()
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._taken_at = 0.0
+        self._waiter: asyncio.Future[None] | None = None
+        self._later: asyncio.TimerHandle | None = None
+        self._unsent = b""
+        self._gone = ""
+        self._poked = False
+        self.paused = False
+        self._loop.add_reader(self._fd, self._read)
+
+    async def wait(self) -> None:
+        """Until there are bytes, somebody poked, or the device is gone.
+
+        Raises:
+            PortGone: it is gone and everything it sent was taken.
+        """
+        if not self._chunks and not self._poked:
+            if self._gone:
+                raise PortGone(f"{self.device} went away: {self._gone}", hint="it is opened again when it is back")
+            self._waiter = self._loop.create_future()
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+        self._poked = False
+
+    def poke(self) -> None:
+        """Ends `wait` although nothing came."""
+        self._poked = True
+        self._wake()
+
+    def take(self) -> bytes:
+        """All bytes that came since the last call."""
+        chunks, self._chunks, self._size = self._chunks, [], 0
+        self._taken_at = self._loop.time()
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+    def write(self, line: bytes) -> None:
+        """Sends a line, later if the device does not take it now; lines that find no room are dropped.
+
+        Losing one is harmless: every line of the link is said again.
+        """
+        if self._gone or len(self._unsent) + len(line) > _UNSENT_MAX:
+            return
+        if self._unsent:
+            self._unsent += line
+            return
+        self._unsent = line
+        self._flush()
+
+    def pause(self) -> None:
+        """Stops reading: the kernel and the node's ring hold what comes."""
+        if not self.paused and not self._gone:
+            self.paused = True
+            self._loop.remove_reader(self._fd)
+
+    def resume(self) -> None:
+        if self.paused and not self._gone:
+            self.paused = False
+            self._loop.add_reader(self._fd, self._read)
+
+    def close(self) -> None:
+        self._lost("closed")
+        with contextlib.suppress(OSError, termios.error):
+            self._serial.close()
+
+    def _read(self) -> None:
+        try:
+            chunk = os.read(self._fd, _READ_BYTES)
+        except (BlockingIOError, InterruptedError):
+            return
+        except OSError as error:
+            self._lost(os.strerror(error.errno or 0))
+            return
+        if not chunk:
+            self._lost("unplugged")
+            return
+        self._chunks.append(chunk)
+        self._size += len(chunk)
+        if self._later is None:
+            wait = self._taken_at + _DENSE_S - self._loop.time()
+            if wait > 0:
+                self._later = self._loop.call_later(wait, self._wake)
+            else:
+                self._wake()
+        elif self._size >= _FULL_BYTES:
+            self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def _flush(self) -> None:
+        try:
+            sent = os.write(self._fd, self._unsent)
+        except (BlockingIOError, InterruptedError):
+            sent = 0
+        except OSError as error:
+            self._lost(os.strerror(error.errno or 0))
+            return
+        had_writer = sent < len(self._unsent)
+        self._unsent = self._unsent[sent:]
+        if had_writer:
+            self._loop.add_writer(self._fd, self._flush)
+        else:
+            self._loop.remove_writer(self._fd)
+
+    def _lost(self, reason: str) -> None:
+        if self._gone:
+            return
+        self._gone = reason
+        self._loop.remove_reader(self._fd)
+        self._loop.remove_writer(self._fd)
+        if self._later is not None:
+            self._later.cancel()
+            self._later = None
+        self._wake()
