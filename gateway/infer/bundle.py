@@ -166,9 +166,7 @@ class Bundle:
         size = len(self._view)
         if not _END.size <= size <= MAX_BYTES:
             raise self._bad(f"{size} bytes are no zip, or more than {MAX_BYTES}")
-        magic, disk, cd_disk, n_here, n, cd_size, cd_start, comment = _END.unpack_from(
-            self._view, size - _END.size
-        )
+        magic, disk, cd_disk, n_here, n, cd_size, cd_start, comment = _END.unpack_from(self._view, size - _END.size)
         if magic != b"PK\5\6" or disk or cd_disk or comment or n_here != n:
             raise self._bad("it does not end as a zip does; cut short?")
         if n > MAX_MEMBERS or cd_start + cd_size + _END.size != size:
@@ -210,9 +208,7 @@ class Bundle:
     def _data_start(self, name: str, header: int, length: int, limit: int) -> int:
         if header + _LOCAL.size > limit:
             raise self._bad(f"member {name} lies outside of the file")
-        magic, _, flags, method, _, _, _, packed, unpacked, n_name, n_extra = _LOCAL.unpack_from(
-            self._view, header
-        )
+        magic, _, flags, method, _, _, _, packed, unpacked, n_name, n_extra = _LOCAL.unpack_from(self._view, header)
         start = header + _LOCAL.size + n_name + n_extra
         same = self._view[header + _LOCAL.size : header + _LOCAL.size + n_name] == name.encode()
         if magic != b"PK\3\4" or flags & ~_UTF8_FLAG or method or not same or {packed, unpacked} != {length}:
@@ -267,9 +263,7 @@ def read_public_key(path: Path) -> bytes:
         with path.open("rb") as file:
             text = file.read(10_000)
     except OSError as error:
-        raise ModelError(
-            f"{path}: cannot read the public key: {error.strerror}", hint="mend trust.keys"
-        ) from error
+        raise ModelError(f"{path}: cannot read the public key: {error.strerror}", hint="mend trust.keys") from error
     der = b""
     if found := _PEM.search(text):
         try:
@@ -277,9 +271,7 @@ def read_public_key(path: Path) -> bytes:
         except ValueError:
             der = b""
     if not der.startswith(_ED25519_SPKI) or len(der) != len(_ED25519_SPKI) + 32:
-        raise ModelError(
-            f"{path}: not an Ed25519 public key in PEM", hint="make one with sdk.bundle.generate_key"
-        )
+        raise ModelError(f"{path}: not an Ed25519 public key in PEM", hint="make one with sdk.bundle.generate_key")
     return der[len(_ED25519_SPKI) :]
 
 

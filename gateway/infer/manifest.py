@@ -74,6 +74,7 @@ class Fit(Part, frozen=True, kw_only=True, tag_field="step", tag="fit"):
 
     mode: Literal["stretch", "letterbox"] = "stretch"
     fill: Annotated[int, Meta(ge=0, le=255)] = 114
+    interpolation: Literal["linear", "area"] = "linear"
 
 
 class Normalise(Part, frozen=True, kw_only=True, tag_field="step", tag="normalise"):

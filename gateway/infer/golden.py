@@ -1,0 +1,77 @@
+"""The self-test: a worker serves only after it has reproduced its bundle's golden samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+
+from gateway.contract import Result
+from gateway.errors import ModelError
+from gateway.infer.backend import Runner
+from gateway.infer.bundle import Bundle
+from gateway.infer.manifest import Golden, Precision
+from gateway.infer.recipe import Recipe
+from gateway.infer.steps import Array
+
+
+def check(bundle: Bundle, recipe: Recipe, runner: Runner, precision: Precision) -> None:
+    """Run every golden sample of the bundle.
+
+    Raises:
+        ModelError: an answer differs by more than the tolerance of this precision.
+    """
+    for golden in bundle.manifest.golden:
+        # a copy: the mapping may not be closed while an array looks into it
+        prepared = recipe.prepare(bytes(bundle.member(golden.input)), golden.media)
+        outputs = runner(prepared.inputs)
+        expected = bytes(bundle.member(golden.expected))
+        if golden.expected.endswith(".json"):
+            off = _result_off(recipe.finish(outputs, prepared.place), expected, golden)
+        else:
+            off = _outputs_off(outputs, expected, golden)
+        tolerance = golden.tolerance.get(precision)
+        # not (off <= tolerance), so that NaN fails
+        if tolerance is not None and not off <= tolerance:
+            raise ModelError(
+                f"golden sample {golden.input} is off by {off:.3g}, {precision} may be off by {tolerance:.3g}",
+                hint="this runtime computes this model wrongly; another backend or variant may be right",
+            )
+
+
+def result_difference(a: Result, b: Result) -> float:
+    """The largest difference of any score, coordinate or value; infinite when labels, names or counts differ."""
+    if (a.label, len(a.detections), a.values.keys()) != (b.label, len(b.detections), b.values.keys()):
+        return float("inf")
+    off = [abs(a.score - b.score)]
+    # a class that only one of them lists is at most as far off as its score is above nothing
+    off += [abs(a.scores.get(k, 0.0) - b.scores.get(k, 0.0)) for k in a.scores.keys() | b.scores.keys()]
+    off += [abs(a.values[key] - b.values[key]) for key in a.values]
+    for one, other in zip(a.detections, b.detections, strict=True):
+        if one.label != other.label:
+            return float("inf")
+        off.append(abs(one.score - other.score))
+        off += [abs(getattr(one, side) - getattr(other, side)) for side in ("x0", "y0", "x1", "y1")]
+    return max(off)
+
+
+def outputs_difference(outputs: Sequence[Array], expected: Array) -> float:
+    """The largest difference, relative to the largest magnitude expected; infinite when the counts differ."""
+    got = np.concatenate([np.asarray(x, np.float32).ravel() for x in outputs])
+    if got.shape != expected.shape:
+        return float("inf")
+    return float(np.abs(got - expected).max() / max(float(np.abs(expected).max()), 1e-12))
+
+
+def _result_off(result: Result, expected: bytes, golden: Golden) -> float:
+    try:
+        return result_difference(result, msgspec.json.decode(expected, type=Result))
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{golden.expected}: {error}", hint="pack the bundle again") from error
+
+
+def _outputs_off(outputs: Sequence[Array], expected: bytes, golden: Golden) -> float:
+    if not expected or len(expected) % 4:
+        raise ModelError(f"{golden.expected}: {len(expected)} bytes", hint="pack the bundle again")
+    return outputs_difference(outputs, np.frombuffer(expected, "<f4"))

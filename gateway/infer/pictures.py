@@ -1,0 +1,112 @@
+"""Pictures: from JPEG or PNG bytes to an array of the size that a model wants. OpenCV, loaded at import.
+
+Arrays are uint8 [height, width, 3]. A picture comes from outside: its size is read from its header and bounded
+before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from gateway.errors import ModelError
+from gateway.infer.steps import Array, Buffer
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_NO_SIZE = frozenset({0xC4, 0xC8, 0xCC})  # DHT, JPG, DAC: within the range of the SOF markers, but none
+_HINT = "a JPEG or PNG picture is wanted; does the camera deliver whole ones?"
+_INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
+
+
+class Placement(NamedTuple):
+    """Where a picture lies on the model's input: fraction on the input = offset + scale * fraction of the picture."""
+
+    x: float = 0.0
+    y: float = 0.0
+    width: float = 1.0
+    height: float = 1.0
+
+
+WHOLE = Placement()
+
+
+def size(data: Buffer) -> tuple[int, int]:
+    """Width and height from the header of a JPEG (ISO 10918-1, B.2.2) or PNG (11.2.2).
+
+    Raises:
+        ModelError: neither of them, or cut short.
+    """
+    head = bytes(data[:24])
+    if head.startswith(_PNG) and len(head) == 24:
+        width, height = struct.unpack_from(">II", head, 16)
+        return width, height
+    if not head.startswith(b"\xff\xd8"):
+        raise ModelError("not a picture: neither JPEG nor PNG", hint=_HINT)
+    at, end = 2, len(data)
+    while at + 9 <= end and data[at] == 0xFF:
+        marker = data[at + 1]
+        if marker == 0xFF:  # fill byte
+            at += 1
+            continue
+        if 0xC0 <= marker <= 0xCF and marker not in _NO_SIZE:
+            height, width = struct.unpack_from(">HH", data, at + 5)
+            return width, height
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    raise ModelError("not a picture: a JPEG without a size", hint=_HINT)
+
+
+def decode(data: Buffer, max_pixels: int) -> Array:
+    """Bytes to uint8 [height, width, 3], colours blue, green, red; turned as its EXIF orientation says.
+
+    Raises:
+        ModelError: not a JPEG or PNG, damaged, or of more than `max_pixels`.
+    """
+    width, height = size(data)
+    if not 0 < width * height <= max_pixels:
+        raise ModelError(
+            f"a picture of {width} x {height} pixels; the model takes up to {max_pixels}",
+            hint="set the camera to a lower resolution",
+        )
+    try:
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        raise ModelError(f"cannot decode a picture: {error.err}", hint=_HINT) from error
+    if picture is None:
+        raise ModelError("cannot decode a picture: its data is damaged", hint=_HINT)
+    return np.asarray(picture)
+
+
+def stretch(picture: Array, width: int, height: int, interpolation: str = "linear") -> Array:
+    """To width x height, ignoring the aspect ratio."""
+    if picture.shape[:2] == (height, width):
+        return picture
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=_INTERPOLATIONS[interpolation]))
+
+
+def letterbox(
+    picture: Array, width: int, height: int, fill: int, interpolation: str = "linear"
+) -> tuple[Array, Placement]:
+    """To width x height with its aspect ratio kept, centred, the rest filled with the grey `fill`."""
+    rows, columns = picture.shape[:2]
+    scale = min(width / columns, height / rows)
+    inner_width = max(1, round(columns * scale))
+    inner_height = max(1, round(rows * scale))
+    left, top = (width - inner_width) // 2, (height - inner_height) // 2
+    out = np.full((height, width, 3), fill, np.uint8)
+    out[top : top + inner_height, left : left + inner_width] = stretch(
+        picture, inner_width, inner_height, interpolation
+    )
+    return out, Placement(left / width, top / height, inner_width / width, inner_height / height)
+
+
+def swap_colours(picture: Array) -> Array:
+    """Blue, green, red to red, green, blue, or back."""
+    return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+
+
+def set_threads(n: int) -> None:
+    """How many threads OpenCV may use; 1 means none beside the caller's."""
+    cv2.setNumThreads(n if n > 1 else 0)
