@@ -93,6 +93,11 @@ class Child:
     def running(self) -> bool:
         return self._ended is not None and not self._ended.done()
 
+    @property
+    def returncode(self) -> int | None:
+        """Its exit status, minus the number of the signal that ended it; None while it runs."""
+        return self._process.returncode if self._process else None
+
     def start(self) -> None:
         """Start it; needs a running loop.
 

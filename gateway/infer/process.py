@@ -1,0 +1,156 @@
+"""One worker process as the engine sees it: a child, a socket of packets, and shared memory for large inputs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import mmap
+import os
+import socket
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import msgspec
+
+from gateway.child import Child, python_env
+from gateway.errors import ModelError
+from gateway.infer import wire
+
+_GONE_S = 0.2  # a process in an uninterruptible device call dies late: its successor does not wait for it
+
+
+class SharedMemory:
+    """Anonymous memory that a worker maps too, for inputs that do not fit a packet; a context manager.
+
+    Sealed: nobody can shrink it under the other's mapping. Pages cost nothing until they are written.
+    """
+
+    def __init__(self, name: str, size: int) -> None:
+        self.size = size
+        self.fd = os.memfd_create(f"octogate-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, size)
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self._map = mmap.mmap(self.fd, size)
+
+    def write(self, data: bytes) -> None:
+        self._map[: len(data)] = data
+
+    def __enter__(self) -> SharedMemory:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._map.close()
+        os.close(self.fd)
+
+
+class WorkerProcess:
+    """Started on entry, killed and reaped on exit. Callbacks run in the loop.
+
+    Args:
+        argv: the command line before the setup.
+        setup: what the worker is to load; descriptors and parent are filled in here.
+        on_answer: called with each whole packet.
+        on_end: called once, when the worker has closed its socket, however it ended.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        setup: wire.Setup,
+        memory: SharedMemory,
+        on_answer: Callable[[wire.Answer], None],
+        on_end: Callable[[], None],
+    ) -> None:
+        self._argv = list(argv)
+        self._setup = setup
+        self._memory = memory
+        self._on_answer = on_answer
+        self._on_end = on_end
+        self._packet = memoryview(bytearray(wire.PACKET_MAX))
+        self._socket: socket.socket | None = None
+        self.child = Child(())  # replaced at entry
+
+    @property
+    def pid(self) -> int:
+        return self.child.pid
+
+    def send(self, number: int, media: bytes, data: bytes) -> None:
+        """Hand over one job. A worker that is gone is not an error here: `on_end` tells."""
+        assert self._socket is not None
+        if len(data) + len(media) <= wire.INLINE_MAX:
+            packet = [wire.pack_job(number, media, wire.NO_SLOT, len(data)), media, data]
+        else:
+            self._memory.write(data)
+            packet = [wire.pack_job(number, media, 0, len(data)), media]
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            self._socket.sendmsg(packet)
+
+    def kill(self) -> None:
+        self.child.kill()
+
+    async def __aenter__(self) -> WorkerProcess:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            setup = msgspec.structs.replace(
+                self._setup, parent=os.getpid(), socket=theirs.fileno(), memory=self._memory.fd
+            )
+            one = str(setup.threads)
+            self.child = Child(
+                [*self._argv, msgspec.json.encode(setup).decode()],
+                env=python_env(OMP_NUM_THREADS=one, OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS=one),
+                pass_fds=(theirs.fileno(), self._memory.fd),
+                capture_stderr=True,
+            )
+            try:
+                self.child.start()
+            except OSError as error:
+                ours.close()
+                raise ModelError(
+                    f"cannot start the worker of model '{setup.name}': {error.strerror}",
+                    hint="is memory exhausted, or a limit of processes reached?",
+                ) from error
+        ours.setblocking(False)
+        self._socket = ours
+        asyncio.get_running_loop().add_reader(ours, self._readable)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        ending = self._socket is None
+        self._close()
+        if ending:  # by itself: its exit status and last words are worth a moment
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.child.wait(), _GONE_S)
+        self.child.kill()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.child.wait(), _GONE_S)
+
+    def _close(self) -> None:
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    def _readable(self) -> None:
+        assert self._socket is not None
+        try:
+            n = self._socket.recv_into(self._packet)
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
+            n = 0
+        if n:
+            try:
+                answer = wire.unpack_answer(self._packet[:n])
+            except wire.Mismatch:
+                self.child.kill()  # it talks nonsense: as good as dead
+                n = 0
+            else:
+                self._on_answer(answer)
+        if not n:
+            self._close()
+            self._on_end()
