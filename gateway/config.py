@@ -7,6 +7,7 @@ what to do. `gateway/example.toml` shows every key with a comment.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import tomllib
 from collections.abc import Iterable
@@ -25,6 +26,7 @@ Score = Annotated[float, Meta(ge=0.0, le=1.0)]
 Seconds = Annotated[float, Meta(ge=0.0)]
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_SOCKET_PATH = 107  # bytes of sun_path, `man 7 unix`
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -38,8 +40,8 @@ class GatewayTable(Table, frozen=True):
 
 class StoreTable(Table, frozen=True):
     commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # longest wait of a reading for its commit
-    max_mib: Positive = 512  # size of the spool file; past it acquisition waits, nothing stored is dropped
-    keep_delivered_s: Seconds = 3600.0  # how long the spool keeps what the consumer has confirmed
+    max_mib: Positive = 512  # of the spool file; past half of it what the consumer has is forgotten, oldest first;
+    # when it is full of what the consumer does not have, acquisition waits
     pictures_max_mib: Positive = 64  # event pictures; the oldest goes first
 
 
@@ -191,9 +193,7 @@ def load(path: Path) -> Config:
         with path.open("rb") as file:
             text = file.read(MAX_CONFIG_BYTES + 1)
     except OSError as error:
-        raise ConfigError(
-            f"{path}: cannot read it: {error.strerror}", hint="name the file with --config"
-        ) from error
+        raise ConfigError(f"{path}: cannot read it: {error.strerror}", hint="name the file with --config") from error
     if len(text) > MAX_CONFIG_BYTES:
         raise ConfigError(f"{path}: larger than 1 MiB", hint="is this the right file?")
     try:
@@ -206,6 +206,8 @@ def load(path: Path) -> Config:
         config = msgspec.convert({**raw, "base": str(path.absolute().parent)}, Config)
     except msgspec.ValidationError as error:
         raise _explained(path, str(error)) from error
+    if len(os.fsencode(config.control_path)) > MAX_SOCKET_PATH:
+        raise ConfigError(f"{path}: gateway.data_dir: too long a path for its control socket", hint="at most 90 bytes")
     _check_references(path, config)
     _check_files(path, config)
     return config
@@ -252,6 +254,8 @@ def _check_references(path: Path, config: Config) -> None:
         if (kinds[pipeline.source] is PicturesSource) == bool(pipeline.stream):
             need = "takes no stream: delete the line" if pipeline.stream else "needs stream = the node's stream"
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
+        if pipeline.window and pipeline.hop > pipeline.window:
+            raise ConfigError(f"{path}: pipeline[{i}].hop: longer than its window", hint="hop <= window")
         if pipeline.name == "events" or pipeline.name in sources:
             raise ConfigError(f"{path}: pipeline[{i}].name: '{pipeline.name}' is taken", hint="choose another")
     for i, rule in enumerate(config.rule):

@@ -10,7 +10,7 @@ import asyncio
 import enum
 import struct
 from array import array
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -113,6 +113,12 @@ class Sample(msgspec.Struct, frozen=True, gc=False):
     @property
     def n(self) -> int:
         return sum(self.counts)
+
+    def newest(self) -> dict[str, float]:
+        """The last reading, channel -> value."""
+        schema = self.schema
+        values = struct.unpack_from(schema.format, self.data, len(self.data) - schema.record_size)
+        return {channel.name: value for channel, value in zip(schema.channels, values, strict=True)}
 
 
 class Mark(msgspec.Struct, frozen=True, gc=False):
@@ -241,7 +247,7 @@ class Source(Protocol):
 
     name: str
 
-    def run(self, sink: Sink) -> Awaitable[None]: ...
+    async def run(self, sink: Sink) -> None: ...
 
     def status(self) -> SourceStatus: ...
 
@@ -338,5 +344,3 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     uplink: UplinkStatus
     events: tuple[Event, ...]  # the newest, newest first
     warnings: tuple[str, ...] = ()  # unsafe settings that are on, for example allow_unsigned
-
-

@@ -9,9 +9,9 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from gateway.analyse.windows import time_of
 from gateway.config import ClassRule, DetectionRule, RuleTable, ThresholdRule
 from gateway.contract import Inference, Result, Sample, Severity
-from gateway.analyse.windows import time_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,11 +25,14 @@ class Windows:
     """Cuts a stream into windows of `length` readings, a new one every `hop` readings.
 
     A change of the schema starts a new window: records of two layouts never mix.
+
+    Raises:
+        ValueError: unless 0 < hop <= length.
     """
 
     def __init__(self, length: int, hop: int) -> None:
-        if not 0 < hop:
-            raise ValueError("a window needs a hop")
+        if not 0 < hop <= length:
+            raise ValueError(f"hop {hop} must be between 1 and the window's length {length}")
         self._length = length
         self._hop = hop
         self._schema: Schema | None = None
@@ -54,10 +57,8 @@ class Windows:
             last = self._first + self._length - 1
             end_ns = time_of(sample, sample.n - (held_end - last))
             windows.append(Window(self._first, end_ns, bytes(self._records[: self._length * size])))
-            # a hop longer than the window may reach past what is held: then the rest is skipped when it comes
-            step = min(self._hop, len(self._records) // size)
-            del self._records[: step * size]
-            self._first += step
+            del self._records[: self._hop * size]
+            self._first += self._hop
         return windows
 
 

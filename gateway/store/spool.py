@@ -214,6 +214,10 @@ class Spool:
         """Readings or rows on disk, by stream."""
         return self._tables.next_seq
 
+    def kind(self, stream: str) -> BatchKind:
+        """What a stream holds; KeyError for one that is not on disk."""
+        return self._tables.kinds[stream]
+
     def confirm(self, watermark: Mapping[str, int]) -> None:
         """The consumer has committed everything before these sequence numbers."""
         for stream, seq in watermark.items():

@@ -154,9 +154,7 @@ class Tables:
 
     # --- in the writer thread ---------------------------------------------------------------------------------
 
-    def commit(
-        self, samples: Samples, rows: Rows, marks: Iterable[Mark], confirmed: Mapping[str, int]
-    ) -> list[Batch]:
+    def commit(self, samples: Samples, rows: Rows, marks: Iterable[Mark], confirmed: Mapping[str, int]) -> list[Batch]:
         """Encode and store one group; all of it is on disk when this returns, nothing when it raises.
 
         Raises:

@@ -7,7 +7,6 @@ connection comes up, dies by its will, and is born again when a host asks (NCMD,
 from __future__ import annotations
 
 import asyncio
-import struct
 import time
 from collections.abc import Callable
 
@@ -133,12 +132,10 @@ class Live:
         now_ms = time.time_ns() // 1_000_000
         triples: list[tuple[str, int, sparkplug.Value, str]] = []
         if (sample := self._samples.get(name)) is not None:
-            schema = sample.schema
-            values = struct.unpack_from(schema.format, sample.data, len(sample.data) - schema.record_size)
-            stream = name.partition("/")[2]
-            for channel, value in zip(schema.channels, values, strict=True):
+            stream, newest = name.partition("/")[2], sample.newest()
+            for channel in sample.schema.channels:
                 datatype = sparkplug.DATATYPE_OF_CODE[channel.type]
-                triples.append((f"{stream}/{channel.name}", datatype, value, channel.unit))
+                triples.append((f"{stream}/{channel.name}", datatype, newest[channel.name], channel.unit))
         else:
             result = self._inferences[name].result
             triples.append((f"{name}/label", sparkplug.STRING, result.label, ""))

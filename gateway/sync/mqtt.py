@@ -173,9 +173,7 @@ class Connection:
         if (will := self.will()) is not None:
             client.will_set(will.topic, will.payload, qos=1, retain=will.retain)
 
-        def on_connect(
-            _c: paho.Client, _u: object, _f: object, code: ReasonCode, _p: Properties | None
-        ) -> None:
+        def on_connect(_c: paho.Client, _u: object, _f: object, code: ReasonCode, _p: Properties | None) -> None:
             if accepted.done():
                 return
             if code.is_failure:
@@ -184,9 +182,7 @@ class Connection:
             else:
                 accepted.set_result(None)
 
-        def on_disconnect(
-            c: paho.Client, _u: object, _f: object, code: ReasonCode, _p: Properties | None
-        ) -> None:
+        def on_disconnect(c: paho.Client, _u: object, _f: object, code: ReasonCode, _p: Properties | None) -> None:
             if not accepted.done():
                 accepted.set_exception(UplinkError(f"{account.host}:{account.port}: closed: {code}"))
             elif c is self._client:
@@ -214,6 +210,7 @@ class Connection:
             loop.remove_writer(fd)
 
         client.on_socket_close = closed
+
         def want_write(_c: paho.Client, _u: object, _s: object) -> None:
             loop.add_writer(fd, client.loop_write)
 

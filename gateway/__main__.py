@@ -1,0 +1,131 @@
+"""The command line: `octogate run | check | status`. The only place that exits."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from gateway import __version__
+from gateway.config import Config, load
+from gateway.errors import ConfigError, OctogateError
+
+OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
+
+DESCRIPTION = """\
+The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
+
+  octogate check  --config gateway.toml    is this config usable? says what to mend
+  octogate run    --config gateway.toml    run the gateway until SIGTERM or Ctrl-C
+  octogate status --config gateway.toml    what a running gateway is doing
+"""
+EPILOG = "A commented example of every setting is gateway/example.toml. Exit status: 0 fine, 1 failed, 2 misused."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
+    try:
+        status: int = args.command(args)
+    except ConfigError as error:
+        print(f"octogate: {error}", file=sys.stderr)
+        return MISUSED
+    except OctogateError as error:
+        print(f"octogate: {error}", file=sys.stderr)
+        return FAILED
+    return status
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser("octogate", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"octogate {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, command, what in (
+        ("run", _run, "Run the gateway. SIGTERM or Ctrl-C ends it within two seconds with everything stored."),
+        ("check", _check, "Check a config: names the file, the key, what is wrong and what to do. Changes nothing."),
+        ("status", _status, "Ask a running gateway what it is doing, over its control socket."),
+    ):
+        sub = commands.add_parser(name, help=what.partition(".")[0], description=what, epilog=EPILOG)
+        sub.add_argument(
+            "-c", "--config", type=Path, default=Path("gateway.toml"), metavar="FILE", help="default: %(default)s"
+        )
+        sub.set_defaults(command=command)
+        if name != "run":
+            sub.add_argument("--json", action="store_true", help="as JSON instead of text")
+    return parser
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = load(args.config)
+    from gateway.app import run  # the other commands need none of it
+
+    async def until_signalled() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        await run(config, stop, ready=lambda: logging.info("running: %s", args.config))
+
+    asyncio.run(until_signalled())
+    return OK
+
+
+def _check(args: argparse.Namespace) -> int:
+    try:
+        config = load(args.config)
+    except ConfigError as error:
+        if not args.json:
+            raise
+        print(_json({"ok": False, "error": error.what, "hint": error.hint}))
+        return MISUSED
+    if args.json:
+        print(_json({"ok": True, "gateway": config.gateway.id}))
+    else:
+        print(_summary(args.config, config))
+    return OK
+
+
+def _summary(path: Path, config: Config) -> str:
+    lines = [f"{path}: fine"]
+    lines += [f"  source    {s.name}: {s.__struct_config__.tag}" for s in config.source]
+    lines += [f"  model     {m.name}: {m.bundle}" for m in config.model]
+    lines += [
+        f"  pipeline  {p.name}: {p.source}{'/' + p.stream if p.stream else ''} -> {p.model}" for p in config.pipeline
+    ]
+    lines += [f"  rule      {r.name}: {r.__struct_config__.tag}" for r in config.rule]
+    lines.append(f"  uplink    {f'{config.uplink.host}:{config.uplink.port}' if config.uplink else 'none'}")
+    lines.append(f"  panel     {f'http://{config.panel.host}:{config.panel.port}' if config.panel else 'none'}")
+    if config.trust.allow_unsigned:
+        lines.append("  WARNING   trust.allow_unsigned: unsigned models are run; for development only")
+    return "\n".join(lines)
+
+
+def _status(args: argparse.Namespace) -> int:
+    config = load(args.config)
+    from gateway.contract import GatewayStatus
+    from gateway.control import Client
+    from gateway.report import status_text
+
+    async def ask() -> GatewayStatus:
+        async with Client.connect(config.control_path) as client:
+            return await client.ask("status", GatewayStatus)
+
+    status = asyncio.run(ask())
+    print(_json(status) if args.json else status_text(status))
+    return OK
+
+
+def _json(value: object) -> str:
+    import msgspec
+
+    return msgspec.json.encode(value).decode()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,322 @@
+"""The daemon: ties the rooms together. The only place that names concrete classes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any
+
+import msgspec
+
+import gateway
+from gateway import control
+from gateway.acquire.node import NodeSource
+from gateway.acquire.replay import PictureReplay
+from gateway.analyse.rules import Change, Rules
+from gateway.clock import Clock
+from gateway.config import Config, ModelTable, PipelineTable, SourceTable
+from gateway.config import NodeSource as NodeTable
+from gateway.contract import (
+    EVENTS_STREAM,
+    BatchKind,
+    Event,
+    Frame,
+    GatewayStatus,
+    Inference,
+    Mark,
+    ProcessStatus,
+    Sample,
+    Severity,
+    Source,
+    StreamStatus,
+    UplinkStatus,
+)  # fmt: skip
+from gateway.errors import ConfigError, ControlError, StoreError
+from gateway.infer.bundle import read_manifest
+from gateway.infer.engine import Engine
+from gateway.infer.manifest import Window
+from gateway.panel import process as panel_process
+from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
+from gateway.store.pictures import Pictures
+from gateway.store.spool import Spool
+from gateway.sync.uplink import Uplink
+
+log = logging.getLogger("octogate")
+_LEVEL = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ALARM: logging.ERROR}
+NEWEST_EVENTS = 50
+_encode = msgspec.json.Encoder().encode
+
+
+class _Stopped(Exception):
+    """Raised inside the task tree to end it; never leaves `run`."""
+
+
+async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
+    """Run the gateway until `stop` is set; then everything taken is on disk and every task has ended.
+
+    Raises:
+        StoreError: the spool cannot be opened.
+        ControlError: another daemon runs on the same data_dir.
+        ConfigError: a model's bundle does not fit its pipeline.
+    """
+    config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    async with AsyncExitStack() as stack:
+        app = App(config)
+        app.spool = await stack.enter_async_context(
+            Spool.open(
+                config.spool_path,
+                app.clock,
+                commit_s=config.store.commit_ms / 1000,
+                max_bytes=config.store.max_mib << 20,
+                notify=partial(app.notify, "spool"),
+            )
+        )
+        app.build()
+        handlers: dict[str, control.Handler] = {"status": lambda _: app.status(), "picture": app.picture}
+        await stack.enter_async_context(control.serve(config.control_path, handlers))
+        app.notify("gateway", "gateway.started", "point", Severity.INFO, f"Octogate {gateway.__version__} started")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                app.start(tasks)
+                ready()
+                await stop.wait()
+                app.leave()
+                raise _Stopped
+        except* _Stopped:
+            log.info("stopping: storing what is still open")
+
+
+class App:
+    """What is running, and how it hangs together."""
+
+    spool: Spool
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.clock = Clock()
+        self._started = time.monotonic()
+        self._sources: list[Source] = []
+        self._engines: dict[str, Engine] = {}
+        self._sensor_pipelines: dict[str, list[SensorPipeline]] = {}  # by stream
+        self._camera_pipelines: dict[str, list[CameraPipeline]] = {}  # by source
+        self._pipelines: list[Pipeline] = []
+        self._uplink: Uplink | None = None
+        self._newest: dict[str, Sample] = {}
+        self._frames: dict[str, Frame] = {}  # source -> newest picture that was looked at, or simply newest
+        self._seen: dict[str, Inference] = {}  # source -> what was seen on that picture
+        self._events: deque[Event] = deque(maxlen=NEWEST_EVENTS)
+        self._rules = Rules(config.rule, self._changed)
+        self._pictures = Pictures(config.data_dir / "pictures", config.store.pictures_max_mib << 20)
+        self._keep: deque[tuple[Frame, Change]] = deque()
+        self._keep_wake = asyncio.Event()
+        self._frame_of_change: Frame | None = None
+
+    # --- building and starting --------------------------------------------------------------------------------
+
+    def build(self) -> None:
+        """Make every part; nothing runs yet."""
+        config = self.config
+        for model in config.model:
+            self._engines[model.name] = self._make_engine(model)
+        for table in config.pipeline:
+            self._make_pipeline(table)
+        for source in config.source:
+            self._sources.append(self._make_source(source))
+        if config.uplink is not None:
+            self._uplink = Uplink(config, config.uplink, self.spool)
+            self.spool.on_commit = self._uplink.committed
+
+    def start(self, tasks: asyncio.TaskGroup) -> None:
+        """Start every part as a named task of `tasks`."""
+        for source in self._sources:
+            tasks.create_task(source.run(SourceSink(self, source.name)), name=f"source {source.name}")
+        for name, engine in self._engines.items():
+            tasks.create_task(engine.supervise(), name=f"model {name}")
+        for pipeline in self._pipelines:
+            tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
+        tasks.create_task(self._keep_pictures(), name="pictures")
+        if self._uplink is not None:
+            tasks.create_task(self._uplink.run(), name="uplink")
+        if self.config.panel is not None:
+            notify = partial(self.notify, "panel")
+            tasks.create_task(panel_process.supervise(self.config, self.config.panel, notify), name="panel")
+
+    def leave(self) -> None:
+        """Said before the tasks are cancelled."""
+        self.notify("gateway", "gateway.stopping", "point", Severity.INFO, "stopping in good order")
+        if self._uplink is not None:
+            self._uplink.leave()
+
+    def _make_source(self, table: SourceTable) -> Source:
+        if isinstance(table, NodeTable):
+            return NodeSource(table, self.spool.mark(table.name), self.clock)
+        return PictureReplay(table, self.config.path(table.folder), self.clock)
+
+    def _make_engine(self, table: ModelTable) -> Engine:
+        config = self.config
+        return Engine(
+            table.name,
+            config.path(table.bundle),
+            backend=table.backend,
+            threads=table.threads,
+            deadline_s=table.deadline_ms / 1000,
+            nice=table.nice,
+            max_input=table.max_input_kib << 10,
+            keys=tuple(config.path(key) for key in config.trust.keys),
+            allow_unsigned=config.trust.allow_unsigned,
+            notify=partial(self.notify, table.name),
+        )
+
+    def _make_pipeline(self, table: PipelineTable) -> None:
+        engine, notify = self._engines[table.model], partial(self.notify, table.name)
+        if table.stream:
+            length = table.window or self._own_length(table)
+            sensor = SensorPipeline(table, length, engine, self.clock, self._inferred, notify)
+            self._sensor_pipelines.setdefault(sensor.stream, []).append(sensor)
+            self._pipelines.append(sensor)
+        else:
+            camera = CameraPipeline(table, engine, self.clock, self._inferred, notify)
+            self._camera_pipelines.setdefault(table.source, []).append(camera)
+            self._pipelines.append(camera)
+
+    def _own_length(self, table: PipelineTable) -> int:
+        model = next(m for m in self.config.model if m.name == table.model)
+        takes = read_manifest(self.config.path(model.bundle)).input
+        if isinstance(takes, Window):
+            return takes.length
+        raise ConfigError(
+            f"pipeline '{table.name}': model '{table.model}' takes pictures, '{table.source}' gives readings",
+            hint="name a camera as source, or a model for windows",
+        )
+
+    # --- the way of a reading, a picture, an inference --------------------------------------------------------
+
+    def samples(self, samples: Sequence[Sample], mark: Mark | None) -> asyncio.Future[None]:
+        """From a source: stored, looked at by rules, cut into windows, shown live."""
+        done = self.spool.append_samples(samples, mark)
+        for sample in samples:
+            self._newest[sample.stream] = sample
+            self._rules.sample(sample)
+            for pipeline in self._sensor_pipelines.get(sample.stream, ()):
+                pipeline.sample(sample)
+            if self._uplink is not None:
+                self._uplink.sample(sample)
+        return done
+
+    def frame(self, frame: Frame) -> None:
+        """From a camera: handed to its pipelines; without one it is only shown."""
+        pipelines = self._camera_pipelines.get(frame.source, ())
+        for pipeline in pipelines:
+            pipeline.frame(frame)
+        if not pipelines:
+            self._frames[frame.source] = frame
+
+    def _inferred(self, inference: Inference, frame: Frame | None) -> None:
+        self.spool.append_row(inference.pipeline, BatchKind.INFERENCES, _encode(inference))
+        if frame is not None:
+            self._frames[frame.source], self._seen[frame.source] = frame, inference
+        self._frame_of_change = frame
+        self._rules.inference(inference)
+        if self._uplink is not None:
+            self._uplink.inference(inference)
+
+    def _changed(self, change: Change) -> None:
+        if change.keep_picture and self._frame_of_change is not None:
+            self._keep.append((self._frame_of_change, change))
+            self._keep_wake.set()
+            return
+        self._record(change)
+
+    def _record(self, change: Change, **more: Any) -> None:
+        state = "raised" if change.raised else "cleared"
+        stamp = self.clock.at(change.mono_ns)
+        self._event(
+            Event(change.rule, change.origin, state, change.severity, stamp, change.message, {**change.detail, **more})
+        )
+
+    async def _keep_pictures(self) -> None:
+        """Store the pictures of events, then the events that name them."""
+        while True:
+            await self._keep_wake.wait()
+            self._keep_wake.clear()
+            while self._keep:
+                frame, change = self._keep.popleft()
+                try:
+                    name, digest = await asyncio.to_thread(self._pictures.keep, frame)
+                except StoreError as error:
+                    self._record(change, picture_lost=str(error))
+                else:
+                    self._record(change, picture=name, sha256=digest)
+
+    def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
+        """An event about the gateway itself."""
+        self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
+
+    def _event(self, event: Event) -> None:
+        log.log(_LEVEL[event.severity], "%s %s %s: %s", event.name, event.state, event.origin, event.message)
+        self._events.appendleft(event)
+        self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
+
+    # --- what others see --------------------------------------------------------------------------------------
+
+    def status(self) -> GatewayStatus:
+        allow_unsigned = self.config.trust.allow_unsigned
+        return GatewayStatus(
+            gateway=self.config.gateway.id,
+            version=gateway.__version__,
+            boot=self.clock.boot,
+            process=self._process(),
+            sources=tuple(source.status() for source in self._sources),
+            streams=tuple(self._stream(name, seq) for name, seq in sorted(self.spool.next_seq().items())),
+            models=tuple(engine.status() for engine in self._engines.values()),
+            pipelines=tuple(pipeline.status() for pipeline in self._pipelines),
+            spool=self.spool.status(),
+            uplink=self._uplink.status() if self._uplink is not None else UplinkStatus("off", "", 0, 0, 0, 0, 0),
+            events=tuple(self._events),
+            warnings=("trust.allow_unsigned is on: unsigned models are run",) if allow_unsigned else (),
+        )
+
+    def picture(self, args: Mapping[str, Any]) -> dict[str, Any]:
+        """The newest picture of a source, with what was seen on it; `data` is base64 in the JSON answer."""
+        name = args.get("source")
+        if name not in self._frames:
+            raise ControlError(f"no picture of {name!r} yet", hint=f"there are: {', '.join(self._frames) or 'none'}")
+        frame = self._frames[name]
+        return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
+
+    def _stream(self, name: str, next_seq: int) -> StreamStatus:
+        confirmed = self.spool.confirmed().get(name, 0)
+        kind = self.spool.kind(name)
+        if (sample := self._newest.get(name)) is None:
+            return StreamStatus(name, kind, next_seq, confirmed)
+        units = {channel.name: channel.unit for channel in sample.schema.channels}
+        return StreamStatus(name, kind, next_seq, confirmed, sample.newest(), units)
+
+    def _process(self) -> ProcessStatus:
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[1])
+        return ProcessStatus(
+            pid=os.getpid(),
+            uptime_s=round(time.monotonic() - self._started, 1),
+            cpu_s=round(time.process_time(), 3),
+            rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
+        )
+
+
+class SourceSink:
+    """One source's way into the gateway."""
+
+    def __init__(self, app: App, source: str) -> None:
+        self._app = app
+        self._source = source
+        self.samples = app.samples
+        self.frame = app.frame
+
+    def event(self, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
+        self._app.notify(self._source, name, state, severity, message, **detail)

@@ -1,0 +1,60 @@
+"""Pictures that an event wants kept: files beside the spool, written whole or not at all, bounded in size."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from pathlib import Path
+
+from gateway.contract import Frame
+from gateway.errors import StoreError
+
+SUFFIX = {"image/jpeg": ".jpg", "image/png": ".png"}
+
+
+class Pictures:
+    """A folder of pictures; past `max_bytes` the oldest goes first. Calls block: use a thread."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self._folder = folder
+        self._max_bytes = max_bytes
+
+    def keep(self, frame: Frame) -> tuple[str, str]:
+        """Store one picture durably; its file name and SHA-256.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        digest = hashlib.sha256(frame.data).hexdigest()
+        name = f"{frame.source}-{frame.stamp.boot[:8]}-{frame.stamp.mono_ns:020d}{SUFFIX[frame.media]}"
+        path = self._folder / name
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._make_room(len(frame.data))
+            part = path.with_suffix(".part")
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+                file.write(frame.data)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(path)
+            folder = os.open(self._folder, os.O_RDONLY)
+            try:
+                os.fsync(folder)  # the rename itself
+            finally:
+                os.close(folder)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot keep the picture: {error.strerror}", hint="check the disk") from error
+        return name, digest
+
+    def _make_room(self, size: int) -> None:
+        kept = sorted(
+            ((entry.stat().st_mtime_ns, entry.stat().st_size, entry.path) for entry in os.scandir(self._folder)),
+        )
+        total = sum(size for _, size, _ in kept) + size
+        for _, old_size, path in kept:
+            if total <= self._max_bytes:
+                return
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            total -= old_size
