@@ -164,6 +164,8 @@ class Tables:
         next_seq, ids = dict(self.next_seq), dict(self._ids)
         db.execute("BEGIN IMMEDIATE")
         try:
+            moved = self._move_watermark(ids, confirmed)
+            trimmed = self._trim()  # first: in a full file it makes the room
             batches = [self._insert(run, ids, next_seq) for run in _runs(samples, rows)]
             for stream in {batch.stream for batch in batches}:
                 db.execute("UPDATE stream SET next_seq = ? WHERE id = ?", (next_seq[stream], ids[stream]))
@@ -172,8 +174,6 @@ class Tables:
                 "SET session = excluded.session, next_seq = excluded.next_seq",
                 [(mark.source, mark.session, mark.next_seq) for mark in marks],
             )
-            moved = self._move_watermark(ids, confirmed)
-            trimmed = self._trim()
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:  # SQLite rolls some failures back by itself
@@ -181,7 +181,7 @@ class Tables:
             raise
         self.next_seq, self._ids = next_seq, ids
         self.kinds.update(dict.fromkeys(samples, BatchKind.SAMPLES))
-        self.kinds.update(rows)  # its keys are (stream, kind)
+        self.kinds.update(rows.keys())  # pairs of stream and kind
         self.confirmed = {**self.confirmed, **moved}
         self.batches += len(batches) - trimmed
         return batches
