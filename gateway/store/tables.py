@@ -140,7 +140,7 @@ class Tables:
     def _load(self) -> None:
         db = self._writer
         with self._explained():
-            (self.epoch,) = db.execute("SELECT epoch FROM spool").fetchone()
+            self.epoch: bytes = db.execute("SELECT epoch FROM spool").fetchone()[0]
             (head, self.batches) = db.execute("SELECT max(id), count(*) FROM batch").fetchone()
             (last,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'batch'").fetchone()
             streams = db.execute("SELECT id, name, kind, next_seq, confirmed FROM stream").fetchall()

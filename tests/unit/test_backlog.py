@@ -1,0 +1,230 @@
+"""The backlog plane, against a store and a link that are scripted: what is sent, when, and from where."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+
+from gateway.contract import Batch
+from gateway.sync.backlog import FRESH_BYTES, Ack, Backlog
+
+EPOCH = b"e" * 16
+
+
+class Disk:
+    """A spool of one stream, with batches of one row."""
+
+    def __init__(self) -> None:
+        self.epoch = EPOCH
+        self.batches: list[Batch] = []
+        self.known: dict[str, int] = {}
+
+    @property
+    def head(self) -> int:
+        return len(self.batches)
+
+    def commit(self, n: int, size: int = 10) -> list[Batch]:
+        fresh = [Batch(self.head + 1 + i, "s", self.head + i, 1, b"x" * size) for i in range(n)]
+        self.batches += fresh
+        return fresh
+
+    async def read_after(self, batch_id: int) -> list[Batch]:
+        await asyncio.sleep(0)
+        return self.batches[batch_id : batch_id + 7]
+
+    async def rewind_point(self, watermark: Mapping[str, int]) -> int:
+        await asyncio.sleep(0)
+        return watermark.get("s", 0)
+
+    def confirm(self, watermark: Mapping[str, int]) -> None:
+        self.known.update(watermark)
+
+    def confirmed(self) -> Mapping[str, int]:
+        return dict(self.known)
+
+
+class Wire:
+    """A link with a window."""
+
+    def __init__(self, window: int) -> None:
+        self.window = window
+        self.up = True
+        self.sent: list[int] = []
+        self.inflight = 0
+
+    def room(self) -> bool:
+        return self.up and self.inflight < self.window
+
+    def send(self, batch: Batch) -> bool:
+        if not self.up:
+            return False
+        assert self.inflight < self.window
+        self.inflight += 1
+        self.sent.append(batch.seq_first)
+        return True
+
+
+class Bench:
+    def __init__(self, window: int) -> None:
+        self.disk, self.wire = Disk(), Wire(window)
+        self.backlog = Backlog(self.disk, self.wire.send, self.wire.room)
+
+    def commit(self, n: int, size: int = 10) -> None:
+        self.backlog.committed(self.disk.commit(n, size))
+
+    def acknowledge(self) -> None:
+        self.wire.inflight = 0
+        self.backlog.push()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Acknowledge whatever is under way until `condition` holds."""
+        async with asyncio.timeout(5):
+            while not condition():
+                self.acknowledge()
+                await asyncio.sleep(0)
+
+    async def settle(self) -> None:
+        for _ in range(200):
+            await asyncio.sleep(0)
+
+
+@asynccontextmanager
+async def bench(window: int = 3) -> AsyncIterator[Bench]:
+    made = Bench(window)
+    async with asyncio.TaskGroup() as tasks:
+        task = tasks.create_task(made.backlog.run())
+        yield made
+        task.cancel()
+
+
+def test_everything_once_and_in_order_from_disk_and_memory() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            b.commit(30)  # while the link is down
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) == 30)
+            for _ in range(20):
+                b.commit(2)
+                b.acknowledge()
+                await asyncio.sleep(0)
+            await b.until(lambda: len(b.wire.sent) == 70)
+            assert b.wire.sent == list(range(70))
+
+    asyncio.run(scenario())
+
+
+def test_fresh_batches_pass_without_a_detour_by_the_disk() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            b.backlog.start()
+            await b.settle()
+            b.commit(2)
+            assert b.wire.sent == [0, 1]  # no await in between
+
+    asyncio.run(scenario())
+
+
+def test_the_window_is_kept() -> None:
+    async def scenario() -> None:
+        async with bench(window=3) as b:
+            b.commit(10)
+            b.backlog.start()
+            await b.settle()
+            assert b.wire.sent == [0, 1, 2]
+            b.acknowledge()
+            await b.settle()
+            assert b.wire.sent == [0, 1, 2, 3, 4, 5]
+
+    asyncio.run(scenario())
+
+
+def test_commits_during_catching_up_are_not_overtaken() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            b.commit(20)
+            b.backlog.start()
+            while len(b.wire.sent) < 60:
+                b.commit(1)
+                b.acknowledge()
+                await asyncio.sleep(0)
+                if len(b.disk.batches) >= 60:
+                    break
+            await b.until(lambda: len(b.wire.sent) == len(b.disk.batches))
+            assert b.wire.sent == list(range(len(b.disk.batches)))
+
+    asyncio.run(scenario())
+
+
+def test_more_than_memory_holds_comes_from_disk() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            b.backlog.start()
+            await b.settle()
+            for _ in range(30):
+                b.commit(1, FRESH_BYTES // 8)
+            await b.until(lambda: len(b.wire.sent) == 30)
+            assert b.wire.sent == list(range(30))
+
+    asyncio.run(scenario())
+
+
+def test_a_broken_link_goes_back_to_the_watermark() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            b.commit(10)
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) == 10)
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 4}))
+            b.wire.up = False
+            b.backlog.stop()
+            b.commit(3)
+            await b.settle()
+            b.wire.up, b.wire.sent, b.wire.inflight = True, [], 0
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) == 9)
+            assert b.wire.sent == list(range(4, 13))
+
+    asyncio.run(scenario())
+
+
+def test_a_new_session_of_the_consumer_goes_back_even_below_what_it_had_confirmed() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            b.commit(10)
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 10}))
+            b.backlog.start()
+            await b.settle()
+            assert b.wire.sent == []
+            b.backlog.acknowledged(Ack("two", EPOCH.hex(), {"s": 6}))  # its database was restored from a backup
+            await b.until(lambda: b.wire.sent == [6, 7, 8, 9])
+
+    asyncio.run(scenario())
+
+
+def test_the_same_session_moves_the_watermark_and_nothing_else() -> None:
+    async def scenario() -> None:
+        async with bench(window=50) as b:
+            b.commit(10)
+            b.backlog.start()
+            await b.settle()
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 5}))
+            await b.until(lambda: len(b.wire.sent) == 15)  # a session not known before: sent again from 5 on
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 10}))
+            await b.settle()
+            assert len(b.wire.sent) == 15
+            assert b.disk.known == {"s": 10}
+
+    asyncio.run(scenario())
+
+
+def test_a_watermark_of_another_epoch_counts_for_nothing() -> None:
+    async def scenario() -> None:
+        async with bench() as b:
+            b.commit(3)
+            b.backlog.acknowledged(Ack("one", "00" * 16, {"s": 3}))
+            b.backlog.start()
+            await b.until(lambda: b.wire.sent == [0, 1, 2])
+            assert b.disk.known == {}
+
+    asyncio.run(scenario())

@@ -1,0 +1,112 @@
+"""A wrong config is named: file, key, what is wrong, what to do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from gateway.config import load
+from gateway.errors import ConfigError
+
+GOOD = """
+[gateway]
+id = "line-1"
+data_dir = "data"
+
+[[source]]
+kind = "node"
+name = "press"
+port = "/dev/null"
+
+[[source]]
+kind = "pictures"
+name = "dock"
+folder = "pictures"
+
+[[model]]
+name = "state"
+bundle = "state.octo"
+
+[[pipeline]]
+name = "press-state"
+source = "press"
+stream = "power"
+model = "state"
+
+[[rule]]
+kind = "class"
+name = "running"
+pipeline = "press-state"
+labels = ["running"]
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    (folder / "pictures").mkdir(exist_ok=True)
+    (folder / "state.octo").touch()
+    path = folder / "gateway.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_good_config(tmp_path: Path) -> None:
+    config = load(write(tmp_path, GOOD))
+    assert config.gateway.id == "line-1"
+    assert config.data_dir == tmp_path / "data"  # relative to the file, not to where the command was typed
+    assert config.store.commit_ms == 20
+    with pytest.raises(AttributeError):
+        config.gateway.id = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("port =", "prt =", r"source\[0\]\.prt: unknown key \(did you mean 'port'\?\)"),
+        ('id = "line-1"', 'id = "Line 1"', r"gateway\.id: not a valid name"),
+        ('data_dir = "data"', "", r"gateway\.data_dir: missing"),
+        ('id = "line-1"', "id = 5", r"gateway\.id: Expected `str`, got `int`"),
+        ('kind = "node"', 'kind = "nod"', r"source\[0\]\.?\w*: 'nod' is not a known kind"),
+        (
+            'source = "press"',
+            'source = "pres"',
+            r"pipeline\[0\]\.source: there is no 'pres' \(did you mean 'press'\?\)",
+        ),
+        ('stream = "power"', "", r"pipeline\[0\]\.stream: 'press' needs stream"),
+        (
+            'pipeline = "press-state"',
+            'pipeline = "x"',
+            r"rule\[0\]\.pipeline: there is no 'x' \(declared are: press-st",
+        ),
+        ('name = "dock"', 'name = "press"', r"source\[1\]\.name: 'press' is there twice"),
+        ('bundle = "state.octo"', 'bundle = "gone.octo"', r"model\[0\]\.bundle: no file .*gone\.octo"),
+        ('folder = "pictures"', 'folder = "gone"', r"source\[1\]\.folder: no folder .*gone"),
+        ("[[model]]", "[[model]", r"not valid TOML: .*line"),
+        ('data_dir = "data"', f'data_dir = "{"x" * 120}"', r"gateway\.data_dir: too long"),
+        ("labels =", 'severity = "loud"\nlabels =', r"rule\[0\]\.severity: 'loud' \(info, warning or alarm\)"),
+        ('stream = "power"', 'stream = "power"\nwindow = 10\nhop = 11', r"pipeline\[0\]\.hop: longer than its window"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in GOOD
+    path = write(tmp_path, GOOD.replace(old, new, 1))
+    with pytest.raises(ConfigError) as caught:
+        load(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert re.search(says, message), message
+    assert "\n" not in message
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot read it: No such file"):
+        load(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"\0" * 10, b"x" * (2 << 20)])
+def test_a_file_that_is_no_text(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "gateway.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigError):
+        load(path)
