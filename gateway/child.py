@@ -117,7 +117,8 @@ class Child:
         loop.add_reader(self._pidfd, self._reap)
         if self._nice:
             # from here and not between fork and exec: preexec_fn would cost the cheap vfork
-            os.setpriority(os.PRIO_PROCESS, self._process.pid, self._nice)
+            nice = min(19, os.getpriority(os.PRIO_PROCESS, 0) + self._nice)
+            os.setpriority(os.PRIO_PROCESS, self._process.pid, nice)
         if self._process.stderr:
             self._stderr = self._process.stderr.fileno()
             os.set_blocking(self._stderr, False)

@@ -8,6 +8,7 @@ the daemon's own process calls `read_manifest`; only `Bundle.verify` loads crypt
 from __future__ import annotations
 
 import base64
+import contextlib
 import mmap
 import re
 import struct
@@ -70,8 +71,6 @@ def valid_name(name: str) -> bool:
 class Bundle:
     """An open bundle, mapped into memory; a context manager.
 
-    Views from `member` must be released before the bundle is closed.
-
     Raises:
         ModelError: not a bundle, damaged, larger than the bounds, or a member is missing.
     """
@@ -104,8 +103,10 @@ class Bundle:
         self.close()
 
     def close(self) -> None:
-        self._view.release()
-        self._map.close()
+        """Unmap the file; while a view is still in use (by an exception's traceback too), that waits for it."""
+        with contextlib.suppress(BufferError):
+            self._view.release()
+            self._map.close()
 
     def names(self) -> list[str]:
         """All members, sorted."""

@@ -317,19 +317,18 @@ class Engine:
 
     def _why(self, worker: WorkerProcess, limit: float) -> str:
         """How a worker ended, in one line, with the last of what it said."""
-        child = worker.child
         if self._overdue:
-            how = f"no answer in {limit:g} s, killed"
+            return f"worker {worker.pid}: no answer in {limit:g} s, killed"
+        status = worker.child.returncode
+        if status is None:
+            how = "closed its socket"
+        elif status < 0:
+            how = f"killed by {_signal_name(-status)}"
         else:
-            status = child.returncode
-            if status is None:
-                how = "closed its socket"
-            elif status < 0:
-                how = f"killed by {_signal_name(-status)}"
-            else:
-                how = f"exit status {status}"
-        last = child.tail().splitlines()[-1:] or [""]
-        return f"worker {worker.pid}: {how}" + (f": {last[0][:500]}" if last[0] else "")
+            how = f"exit status {status}"
+        # who is killed from outside had no time to say why
+        said = worker.child.tail().splitlines() if status != -signal.SIGKILL else []
+        return f"worker {worker.pid}: {how}" + (f": {said[-1][:500]}" if said else "")
 
 
 def _backoff(failures: int, first: float, most: float) -> float:

@@ -70,6 +70,9 @@ def decode(data: Buffer, max_pixels: int) -> Array:
             f"a picture of {width} x {height} pixels; the model takes up to {max_pixels}",
             hint="set the camera to a lower resolution",
         )
+    # a decoder fills up what is missing with grey: a frame cut short would be looked at as if it were whole
+    if (b"IEND" if data[0] == _PNG[0] else b"\xff\xd9") not in bytes(data[-4096:]):
+        raise ModelError("a picture that is cut short", hint=_HINT)
     try:
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as error:

@@ -136,8 +136,9 @@ def _fault(number: int, kind: Kind, error: ModelError) -> bytes:
 def _be_nice(nice: int) -> None:
     """Every thread of this process: on Linux niceness is a thread's own, and the runtime has made its threads."""
     if nice:
+        level = min(19, os.getpriority(os.PRIO_PROCESS, 0) + nice)
         for thread in os.listdir("/proc/self/task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+            os.setpriority(os.PRIO_PROCESS, int(thread), level)
 
 
 if __name__ == "__main__":

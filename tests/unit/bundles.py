@@ -1,0 +1,184 @@
+"""Tiny real models and bundles for tests, made without the training tools.
+
+The model takes a window of 8 readings and answers its sum and its first reading. The ONNX one also counts to
+`first - HANG` in a native loop when that is positive: a model that really hangs.
+"""
+
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gateway.contract import Result
+from gateway.infer.manifest import Golden, Manifest, Tensor, Values, Variant, Window
+from sdk.bundle import pack
+
+LENGTH = 8
+HANG = 1e6
+MEDIA = "records;p:f:W"
+WEIGHTS = np.zeros((LENGTH, 2), np.float32)
+WEIGHTS[:, 0] = 1
+WEIGHTS[0, 1] = 1
+
+_FLOAT, _INT64, _BOOL = 1, 7, 9  # onnx.TensorProto.DataType
+
+
+def window(first: float, *others: float) -> bytes:
+    """One input: 8 float32 readings."""
+    return struct.pack(f"<{LENGTH}f", first, *others, *[0.0] * (LENGTH - 1 - len(others)))
+
+
+def manifest(**changes: Any) -> Manifest:
+    base = Manifest(
+        name="tiny",
+        version="1.0",
+        task="regress",
+        licence="Apache-2.0",
+        source="made by the tests",
+        input=Window(channels=("p",), length=LENGTH, rate_hz=10),
+        pre=(Tensor(layout="flat"),),
+        post=(Values(names=("sum", "first")),),
+        variants=(Variant(file="model.onnx", format="onnx", precision="fp32"),),
+        golden=(Golden(input="golden/0", media=MEDIA, expected="golden/0.json", tolerance={"fp32": 1e-4}),),
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+def files(**changes: bytes) -> dict[str, bytes]:
+    result = Result(values={"sum": 6.0, "first": 1.0})
+    return {
+        "model.onnx": onnx_model(),
+        "golden/0": window(1, 2, 3),
+        "golden/0.json": msgspec.json.encode(result),
+        "card.md": b"# tiny\n",
+        **changes,
+    }
+
+
+def make(path: Path, key: Ed25519PrivateKey | None = None, **changes: bytes) -> Path:
+    """A bundle with the ONNX model; `changes` replace members."""
+    pack(path, manifest(), files(**changes), key)
+    return path
+
+
+def make_litert(path: Path) -> Path:
+    tflite = Variant(file="model.tflite", format="tflite", precision="fp32")
+    members = files(**{"model.tflite": tflite_model()})
+    del members["model.onnx"]
+    pack(path, manifest(variants=(tflite,)), members)
+    return path
+
+
+# --- ONNX, written field by field (onnx.proto3) -------------------------------------------------------------------
+
+
+def _varint(n: int) -> bytes:
+    out = bytearray()
+    while n > 0x7F:
+        out.append(n & 0x7F | 0x80)
+        n >>= 7
+    return bytes([*out, n])
+
+
+def _field(number: int, value: bytes | str | int) -> bytes:
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    data = value.encode() if isinstance(value, str) else value
+    return _varint(number << 3 | 2) + _varint(len(data)) + data
+
+
+def _value(name: str, kind: int, shape: Sequence[int]) -> bytes:
+    dims = b"".join(_field(1, _field(1, n)) for n in shape)
+    return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, dims)))
+
+
+def _constant(name: str, array: np.ndarray[Any, Any]) -> bytes:
+    kind = {"float32": _FLOAT, "int64": _INT64, "bool": _BOOL}[array.dtype.name]
+    dims = b"".join(_field(1, n) for n in array.shape)
+    return dims + _field(2, kind) + _field(8, name) + _field(9, array.tobytes())
+
+
+def _node(op: str, inputs: Sequence[str], outputs: Sequence[str], attributes: bytes = b"") -> bytes:
+    names = b"".join(_field(1, name) for name in inputs) + b"".join(_field(2, name) for name in outputs)
+    return names + _field(4, op) + attributes
+
+
+def _graph(
+    nodes: Sequence[bytes], inputs: Sequence[bytes], outputs: Sequence[bytes], constants: Sequence[bytes]
+) -> bytes:
+    parts = [(1, nodes), (5, constants), (11, inputs), (12, outputs)]
+    return _field(2, "tiny") + b"".join(_field(number, item) for number, items in parts for item in items)
+
+
+def onnx_model() -> bytes:
+    """Input `x` float32 [1, 8], output `y` float32 [1, 2]: sum and first."""
+    body = _graph(
+        [_node("Add", ["v_in", "one"], ["v_out"]), _node("Identity", ["go_in"], ["go_out"])],
+        [_value("i", _INT64, []), _value("go_in", _BOOL, []), _value("v_in", _FLOAT, [])],
+        [_value("go_out", _BOOL, []), _value("v_out", _FLOAT, [])],
+        [_constant("one", np.array(1, np.float32))],
+    )
+    loop = _field(5, _field(1, "body") + _field(6, body) + _field(20, 5))
+    to_int64 = _field(5, _field(1, "to") + _field(3, _INT64) + _field(20, 2))
+    graph = _graph(
+        [
+            _node("MatMul", ["x", "w"], ["sums"]),
+            _node("ReduceMax", ["x"], ["largest"], _field(5, _field(1, "keepdims") + _field(3, 0) + _field(20, 2))),
+            _node("Sub", ["largest", "hang"], ["over"]),
+            _node("Relu", ["over"], ["turns_f"]),
+            _node("Cast", ["turns_f"], ["turns"], to_int64),
+            _node("Loop", ["turns", "go", "zero"], ["counted"], loop),
+            _node("Mul", ["counted", "zero"], ["nothing"]),
+            _node("Add", ["sums", "nothing"], ["y"]),
+        ],
+        [_value("x", _FLOAT, [1, LENGTH])],
+        [_value("y", _FLOAT, [1, 2])],
+        [
+            _constant("w", WEIGHTS),
+            _constant("hang", np.array(HANG, np.float32)),
+            _constant("zero", np.array(0, np.float32)),
+            _constant("go", np.array(True)),
+        ],
+    )
+    return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 13))
+
+
+# --- TFLite -------------------------------------------------------------------------------------------------------
+
+
+def tflite_model() -> bytes:
+    """Input float32 [1, 8], output float32 [1, 2]: the same as `onnx_model`, one FULLY_CONNECTED."""
+    import flatbuffers  # type: ignore[import-untyped]
+    from ai_edge_litert import schema_py_generated as schema
+
+    def tensor(name: str, shape: Sequence[int], buffer: int) -> Any:
+        made = schema.TensorT()
+        made.name, made.shape, made.buffer = name, list(shape), buffer
+        made.type = schema.TensorType.FLOAT32
+        return made
+
+    def buffer(data: bytes = b"") -> Any:
+        made = schema.BufferT()
+        made.data = list(data) or None
+        return made
+
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
+    code.version = 1
+    operator = schema.OperatorT()
+    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 1, -1], [2]
+    operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
+    operator.builtinOptions = schema.FullyConnectedOptionsT()
+    graph = schema.SubGraphT()
+    graph.tensors = [tensor("x", (1, LENGTH), 0), tensor("w", (2, LENGTH), 1), tensor("y", (1, 2), 0)]
+    graph.inputs, graph.outputs, graph.operators = [0], [2], [operator]
+    model = schema.ModelT()
+    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
+    model.buffers = [buffer(), buffer(WEIGHTS.T.tobytes())]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
