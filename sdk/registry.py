@@ -115,7 +115,8 @@ def fetch(
                 write_atomic(files[member.path], _read_member(package, archive, member))
     except OSError as error:
         raise RegistryError(
-            f"cannot keep {package} in {cache}: {error.strerror or error}", hint="is there room, and may you write there?"
+            f"cannot keep {package} in {cache}: {error.strerror or error}",
+            hint="is there room, and may you write there?",
         ) from error
     return files
 

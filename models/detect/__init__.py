@@ -1,0 +1,1 @@
+"""Objects on a picture: people, animals, vehicles, boxes and some furniture."""

@@ -1,0 +1,213 @@
+"""What the models' own scripts share: the signing key, `model.toml`, golden samples, the bundle, figures in a card."""
+
+from __future__ import annotations
+
+import argparse
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from gateway.contract import Result
+from gateway.errors import ModelError
+from gateway.infer import golden
+from gateway.infer.backend import Runner, candidates
+from gateway.infer.bundle import Bundle
+from gateway.infer.manifest import Manifest, Variant
+from gateway.infer.recipe import Recipe
+from sdk.bundle import generate_key, load_key, pack
+from sdk.registry import write_atomic
+
+MODELS = Path(__file__).resolve().parent
+BUILD = MODELS.parent / "build" / "models"
+PROJECT_KEY = MODELS / "keys" / "octogate-models.pub.pem"
+OWN_KEY = Path("~/.config/octogate/signing.key")
+
+FIGURES_BEGIN = "<!-- figures: written by evaluate.py -->"
+FIGURES_END = "<!-- end of figures -->"
+
+Answerer = Callable[[bytes, str], Result]
+# member below golden/ -> (bytes as they come from a source, media)
+Samples = Mapping[str, tuple[bytes, str]]
+
+
+# --- building -----------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser, output: Path) -> None:
+    """`--output` and `--key`, as every build has them."""
+    parser.add_argument(
+        "--output", type=Path, default=output, help=f"the bundle (default: {output.name} in its folder)"
+    )
+    parser.add_argument(
+        "--key", type=Path, default=OWN_KEY, help=f"private signing key (default: {OWN_KEY}, made at need)"
+    )
+
+
+def signing_key(path: Path, say: Callable[[str], None] = print) -> Ed25519PrivateKey:
+    """The developer's own key; made at the first use, with word of what to do with its public half.
+
+    Raises:
+        ModelError: the file is there and is not a key.
+    """
+    path = path.expanduser()
+    if path.exists():
+        return load_key(path)
+    public = path.with_name(path.name + ".pub.pem")
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    key = generate_key(path, public)
+    say(f"made a signing key: {path} (keep it to yourself)")
+    say(f'gateways that shall take your bundles need its public half: [trust] keys = [..., "{public}"]')
+    return key
+
+
+def own_public_key() -> list[Path]:
+    """The public half of the developer's own key, where there is one."""
+    public = OWN_KEY.expanduser().with_name(OWN_KEY.name + ".pub.pem")
+    return [public] if public.is_file() else []
+
+
+def read_spec(path: Path) -> dict[str, Any]:
+    """`model.toml`: the manifest, without the golden samples that `build` adds.
+
+    Raises:
+        ModelError: not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except tomllib.TOMLDecodeError as error:
+        raise ModelError(f"{path}: not valid TOML: {error}", hint="mend that line") from error
+
+
+def build(
+    spec: Mapping[str, Any],
+    files: Mapping[str, bytes],
+    samples: Samples,
+    tolerance: Mapping[str, float],
+    output: Path,
+    key: Ed25519PrivateKey | None,
+) -> str:
+    """Compute the golden answers, with the first variant that runs here, and pack.
+
+    Args:
+        spec: see `read_spec`.
+        files: the variants, the card and the notices.
+        tolerance: by precision, for every golden sample.
+
+    Returns:
+        The bundle's digest.
+
+    Raises:
+        ModelError: the spec is no manifest, or no variant runs here.
+    """
+    goldens = [
+        {
+            "input": f"golden/{name}",
+            "media": media,
+            "expected": f"golden/{Path(name).stem}.json",
+            "tolerance": tolerance,
+        }
+        for name, (_, media) in samples.items()
+    ]
+    try:
+        manifest = msgspec.convert({**spec, "golden": goldens}, Manifest)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"model.toml: {error}", hint="docs/bundle.md explains the keys") from error
+    loaded = _first(manifest, lambda name: files[name], "")
+    members = dict(files)
+    for sample, (data, media) in zip(manifest.golden, samples.values(), strict=True):
+        members[sample.input] = data
+        members[sample.expected] = msgspec.json.encode(_rounded(loaded.answer(data, media))) + b"\n"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return pack(output, manifest, members, key)
+
+
+def _rounded(result: Result) -> Result:
+    """To six digits: what a golden sample is compared with needs no more, and a diff of it stays readable."""
+    plain = msgspec.to_builtins(result)
+
+    def shorten(value: Any) -> Any:
+        if isinstance(value, float):
+            return round(value, 6)
+        if isinstance(value, dict):
+            return {name: shorten(item) for name, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [shorten(item) for item in value]
+        return value
+
+    return msgspec.convert(shorten(plain), Result)
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that runs here, without a worker around it."""
+
+    manifest: Manifest
+    variant: Variant
+    recipe: Recipe
+    runner: Runner
+    digest: str = ""
+
+    def answer(self, data: bytes, media: str) -> Result:
+        """What the worker would answer."""
+        prepared = self.recipe.prepare(data, media)
+        return self.recipe.finish(self.runner(prepared.inputs), prepared.place)
+
+
+def load(path: Path, keys: Iterable[Path] = (), *, backend: str = "", allow_unsigned: bool = False) -> Loaded:
+    """Verify a bundle, load its first variant that runs here and check the golden samples, as a worker does.
+
+    Raises:
+        ModelError: it is damaged, not signed by one of `keys`, or does not run here.
+    """
+    with Bundle(path) as bundle:
+        verified = bundle.verify(keys, allow_unsigned=allow_unsigned)
+        loaded = _first(bundle.manifest, lambda name: bytes(bundle.member(name)), backend)
+        golden.check(bundle, loaded.recipe, loaded.runner, loaded.variant.precision)
+        return replace(loaded, digest=verified.digest)
+
+
+def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str) -> Loaded:
+    recipe = Recipe(manifest)
+    rejected: list[str] = []
+    for variant, runner in candidates(manifest, read, wanted=wanted, threads=1, rejected=rejected):
+        return Loaded(manifest, variant, recipe, runner)
+    raise ModelError(f"model '{manifest.name}': no variant runs here: {'; '.join(rejected)}")
+
+
+# --- the card -----------------------------------------------------------------------------------------------------
+
+
+def bundled_card(readme: Path) -> bytes:
+    """The README as it goes into the bundle: without the figures, which name the digest of the finished bundle."""
+    before, _, rest = readme.read_text(encoding="utf-8").partition(FIGURES_BEGIN)
+    _, _, after = rest.partition(FIGURES_END)
+    return f"{before}Beside this bundle's digest in the README of the model's folder.{after}".encode()
+
+
+def write_figures(readme: Path, lines: Sequence[str]) -> None:
+    """Replace what stands between the two marks of a card.
+
+    Raises:
+        ModelError: the marks are not there.
+    """
+    text = readme.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(FIGURES_BEGIN)
+    _, end, after = rest.partition(FIGURES_END)
+    if not begin or not end:
+        raise ModelError(f"{readme}: no place for the figures", hint=f"add the lines {FIGURES_BEGIN} and {FIGURES_END}")
+    block = "\n".join(["", *lines, ""])
+    write_atomic(readme, f"{before}{begin}\n{block}\n{end}{after}".encode())
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A Markdown table: the first column to the left, numbers to the right."""
+    marks = ["---", *["---:"] * (len(head) - 1)]
+    return ["| " + " | ".join(row) + " |" for row in [head, marks, *rows]]
