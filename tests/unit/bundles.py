@@ -20,9 +20,6 @@ from sdk.bundle import pack
 LENGTH = 8
 HANG = 1e6
 MEDIA = "records;p:f:W"
-WEIGHTS = np.zeros((LENGTH, 2), np.float32)
-WEIGHTS[:, 0] = 1
-WEIGHTS[0, 1] = 1
 
 _FLOAT, _INT64, _BOOL = 1, 7, 9  # onnx.TensorProto.DataType
 
@@ -30,6 +27,14 @@ _FLOAT, _INT64, _BOOL = 1, 7, 9  # onnx.TensorProto.DataType
 def window(first: float, *others: float) -> bytes:
     """One input: 8 float32 readings."""
     return struct.pack(f"<{LENGTH}f", first, *others, *[0.0] * (LENGTH - 1 - len(others)))
+
+
+def weights(n: int) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """[n, 2]: the sum, and the first."""
+    matrix = np.zeros((n, 2), np.float32)
+    matrix[:, 0] = 1
+    matrix[0, 1] = 1
+    return matrix
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -114,8 +119,9 @@ def _graph(
     return _field(2, "tiny") + b"".join(_field(number, item) for number, items in parts for item in items)
 
 
-def onnx_model() -> bytes:
-    """Input `x` float32 [1, 8], output `y` float32 [1, 2]: sum and first."""
+def onnx_model(shape: Sequence[int] = (1, LENGTH)) -> bytes:
+    """Input `x` float32 of `shape`, output `y` float32 [1, 2]: sum and first."""
+    n = int(np.prod(shape))
     body = _graph(
         [_node("Add", ["v_in", "one"], ["v_out"]), _node("Identity", ["go_in"], ["go_out"])],
         [_value("i", _INT64, []), _value("go_in", _BOOL, []), _value("v_in", _FLOAT, [])],
@@ -126,7 +132,8 @@ def onnx_model() -> bytes:
     to_int64 = _field(5, _field(1, "to") + _field(3, _INT64) + _field(20, 2))
     graph = _graph(
         [
-            _node("MatMul", ["x", "w"], ["sums"]),
+            _node("Reshape", ["x", "row"], ["flat"]),
+            _node("MatMul", ["flat", "w"], ["sums"]),
             _node("ReduceMax", ["x"], ["largest"], _field(5, _field(1, "keepdims") + _field(3, 0) + _field(20, 2))),
             _node("Sub", ["largest", "hang"], ["over"]),
             _node("Relu", ["over"], ["turns_f"]),
@@ -135,10 +142,11 @@ def onnx_model() -> bytes:
             _node("Mul", ["counted", "zero"], ["nothing"]),
             _node("Add", ["sums", "nothing"], ["y"]),
         ],
-        [_value("x", _FLOAT, [1, LENGTH])],
+        [_value("x", _FLOAT, shape)],
         [_value("y", _FLOAT, [1, 2])],
         [
-            _constant("w", WEIGHTS),
+            _constant("w", weights(n)),
+            _constant("row", np.array([1, n], np.int64)),
             _constant("hang", np.array(HANG, np.float32)),
             _constant("zero", np.array(0, np.float32)),
             _constant("go", np.array(True)),
@@ -178,7 +186,7 @@ def tflite_model() -> bytes:
     graph.inputs, graph.outputs, graph.operators = [0], [2], [operator]
     model = schema.ModelT()
     model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
-    model.buffers = [buffer(), buffer(WEIGHTS.T.tobytes())]
+    model.buffers = [buffer(), buffer(weights(LENGTH).T.tobytes())]
     builder = flatbuffers.Builder(1024)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())

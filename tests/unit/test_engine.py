@@ -5,55 +5,24 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.contract import Severity
 from gateway.errors import DeadlineError, ModelError
 from gateway.infer import engine as engine_module
 from gateway.infer.engine import Engine
+from tests.unit import engines
+from tests.unit.engines import Events
 
 MEDIA = "records;p:f:W"
 
 
-class Events:
-    """Collects what an engine notifies; `seen` waits for one."""
-
-    def __init__(self) -> None:
-        self.all: list[tuple[str, str, Severity, str]] = []
-        self._changed = asyncio.Event()
-
-    def __call__(self, name: str, state: str, severity: Severity, message: str) -> None:
-        self.all.append((name, state, severity, message))
-        self._changed.set()
-
-    async def seen(self, name: str, state: str) -> str:
-        while True:
-            for event in self.all:
-                if event[:2] == (name, state):
-                    return event[3]
-            self._changed.clear()
-            await self._changed.wait()
-
-
-@asynccontextmanager
-async def running(mode: str = "ok", **options: Any) -> AsyncIterator[tuple[Engine, Events]]:
-    events = Events()
-    engine = Engine(
-        "fake",
-        options.pop("bundle", Path("none.octo")),
-        command=[sys.executable, "-P", "-m", "tests.unit.fake_worker", mode],
-        notify=events,
-        **{"deadline_s": 30.0, **options},
-    )
-    async with asyncio.TaskGroup() as group:
-        task = group.create_task(engine.supervise(), name="engine")
-        yield engine, events
-        task.cancel()
+def running(mode: str = "ok", **options: Any) -> AbstractAsyncContextManager[tuple[Engine, Events]]:
+    command = [sys.executable, "-P", "-m", "tests.unit.fake_worker", mode]
+    return engines.running(options.pop("bundle", Path("none.octo")), command=command, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -159,13 +128,13 @@ def test_an_unusable_bundle_fails_with_its_reason_and_comes_back(tmp_path: Path)
             with pytest.raises(ModelError, match="not a usable bundle"):
                 await engine.run(b"=a", MEDIA)
             message = await events.seen("model.failed", "raised")
-            assert message == "model 'fake': not a usable bundle (pack it again)"
+            assert message == "model 'tiny': not a usable bundle (pack it again)"
             with pytest.raises(ModelError, match="does not run: not a usable bundle"):
                 await engine.run(b"=a", MEDIA)
             bundle.touch()
             await events.seen("model.failed", "cleared")
             assert (await engine.run(b"=a", MEDIA)).result.label == "a"
-            assert [e[:2] for e in events.all] == [("model.failed", "raised"), ("model.failed", "cleared")]
+            assert events.names() == [("model.failed", "raised"), ("model.failed", "cleared")]
 
     asyncio.run(main())
 
@@ -187,13 +156,9 @@ def test_a_worker_that_never_becomes_ready_fails_the_model_once(mode: str, limit
 
 def test_a_program_that_cannot_start_fails_the_model() -> None:
     async def main() -> None:
-        events = Events()
-        engine = Engine("fake", Path("x"), notify=events, command=["/nonexistent/worker"])
-        async with asyncio.TaskGroup() as group:
-            task = group.create_task(engine.supervise())
+        async with engines.running(Path("x"), command=["/nonexistent/worker"]) as (engine, _):
             with pytest.raises(ModelError, match="cannot start the worker"):
                 await engine.run(b"=a", MEDIA)
-            task.cancel()
 
     asyncio.run(main())
 
