@@ -161,13 +161,14 @@ class Spool:
                 return
             took_ms = (time.perf_counter() - started) * 1e3
             self._loop.call_soon_threadsafe(self._committed, group, batches, took_ms)
+        self._tables.keep_watermark(dict(self._confirmed))
 
     def _write_stubbornly(self, group: Group) -> list[Batch] | None:
         """Commit, however often the disk says no; None when the spool closes first."""
         tries = 0
         while True:
             try:
-                batches = self._tables.commit(group.samples, group.rows, group.marks.values(), dict(self._confirmed))
+                batches = self._tables.commit(group.samples, group.rows, group.marks, dict(self._confirmed))
             except sqlite3.Error as error:
                 full = "full" in str(error)
                 wait = _RETRY_S[min(tries, len(_RETRY_S) - 1)]

@@ -6,6 +6,7 @@ that sending never waits for a commit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -22,11 +23,16 @@ from gateway.store.columns import Codec, Header
 PAGE = 4096
 MAX_READINGS = 8192  # per batch: bounds what a consumer must hold at once
 TRIM_AT_ONCE = 500  # batches deleted per commit, so that no commit becomes long
+TRIM_EVERY = 64  # commits between two looks whether there is something to trim
 
 # One entry a version; each is run once, in order, in one transaction (PRAGMA user_version counts them).
+#
+# A commit touches as few pages as it can, for the latency and for the flash: it only inserts batches. How far a stream
+# and a source have come is read from their last batch; the columns `next_seq`, `head` and the table `mark` hold it for
+# what was trimmed.
 MIGRATIONS = (
     """
-    CREATE TABLE spool (epoch BLOB NOT NULL);
+    CREATE TABLE spool (epoch BLOB NOT NULL, head INTEGER NOT NULL);
     CREATE TABLE stream (
         id INTEGER PRIMARY KEY,
         name TEXT NOT NULL UNIQUE,
@@ -35,16 +41,30 @@ MIGRATIONS = (
         confirmed INTEGER NOT NULL DEFAULT 0
     );
     CREATE TABLE batch (
-        id INTEGER PRIMARY KEY AUTOINCREMENT,
+        id INTEGER PRIMARY KEY,
         stream INTEGER NOT NULL REFERENCES stream (id),
         seq_first INTEGER NOT NULL,
         n INTEGER NOT NULL,
+        session INTEGER,
+        mark INTEGER,
         blob BLOB NOT NULL
     );
     CREATE UNIQUE INDEX batch_by_seq ON batch (stream, seq_first);
-    CREATE TABLE mark (source TEXT PRIMARY KEY, session INTEGER NOT NULL, next_seq INTEGER NOT NULL);
+    CREATE TABLE mark (
+        source TEXT PRIMARY KEY, session INTEGER NOT NULL, next_seq INTEGER NOT NULL, head INTEGER NOT NULL
+    );
     """,
 )
+_LAST_BATCHES = """
+    SELECT b.stream, b.id, b.seq_first + b.n, b.session, b.mark FROM stream s JOIN batch b ON b.stream = s.id
+    AND b.seq_first = (SELECT max(seq_first) FROM batch WHERE stream = s.id)
+"""
+
+
+def source_of(stream: str) -> str:
+    """The source whose readings a stream holds: streams are named `<source>/<node stream>`."""
+    return stream.partition("/")[0]
+
 
 Samples = Mapping[str, Sequence[Sample]]
 Rows = Mapping[tuple[str, BatchKind], Sequence[bytes]]
@@ -93,6 +113,7 @@ class Tables:
         self._clock = clock
         self._codec = Codec()
         self._max_pages = max(max_bytes // PAGE, 256)
+        self._until_trim = 0
         with self._explained():
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._writer = self._connect()
@@ -132,7 +153,7 @@ class Tables:
             for statement in filter(str.strip, script.split(";")):
                 db.execute(statement)
             if number == 1:
-                db.execute("INSERT INTO spool VALUES (?)", (os.urandom(16),))
+                db.execute("INSERT INTO spool VALUES (?, 0)", (os.urandom(16),))
             db.execute(f"PRAGMA user_version = {number}")
             db.execute("COMMIT")
         self._path.chmod(0o600)
@@ -140,21 +161,30 @@ class Tables:
     def _load(self) -> None:
         db = self._writer
         with self._explained():
-            self.epoch: bytes = db.execute("SELECT epoch FROM spool").fetchone()[0]
-            (head, self.batches) = db.execute("SELECT max(id), count(*) FROM batch").fetchone()
-            (last,) = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name = 'batch'").fetchone()
+            self.epoch: bytes
+            self.epoch, head = db.execute("SELECT epoch, head FROM spool").fetchone()
+            last, self.batches = db.execute("SELECT max(id), count(*) FROM batch").fetchone()
             streams = db.execute("SELECT id, name, kind, next_seq, confirmed FROM stream").fetchall()
-            marks = db.execute("SELECT source, session, next_seq FROM mark").fetchall()
-        self.head: int = head or last or 0
+            marks = db.execute("SELECT head, source, session, next_seq FROM mark").fetchall()
+            ends = {row[0]: row[1:] for row in db.execute(_LAST_BATCHES)}
+        self.head: int = max(head, last or 0)
         self._ids: dict[str, int] = {name: id for id, name, *_ in streams}
         self.kinds = {name: BatchKind(kind) for _, name, kind, *_ in streams}
-        self.next_seq: dict[str, int] = {name: seq for _, name, _, seq, _ in streams}
-        self.confirmed: dict[str, int] = {name: seq for *_, name, _, _, seq in streams}
-        self.marks = {source: Mark(source, session, seq) for source, session, seq in marks}
+        self.confirmed: dict[str, int] = {name: seq for _, name, _, _, seq in streams}
+        self.next_seq: dict[str, int] = {}
+        for id, name, _, next_seq, _ in streams:
+            batch_id, end, session, mark = ends.get(id, (0, 0, None, None))
+            self.next_seq[name] = max(next_seq, end)
+            if session is not None:
+                marks.append((batch_id, source_of(name), session, mark))
+        marks.sort()  # by batch: a later one wins
+        self.marks = {source: Mark(source, session, seq) for _, source, session, seq in marks}
 
     # --- in the writer thread ---------------------------------------------------------------------------------
 
-    def commit(self, samples: Samples, rows: Rows, marks: Iterable[Mark], confirmed: Mapping[str, int]) -> list[Batch]:
+    def commit(
+        self, samples: Samples, rows: Rows, marks: Mapping[str, Mark], confirmed: Mapping[str, int]
+    ) -> list[Batch]:
         """Encode and store one group; all of it is on disk when this returns, nothing when it raises.
 
         Raises:
@@ -162,31 +192,41 @@ class Tables:
         """
         db = self._writer
         next_seq, ids = dict(self.next_seq), dict(self._ids)
+        moved: dict[str, int] = {}
+        trimmed = 0
+        batches: list[Batch] = []
+        look = self._until_trim <= 0
         db.execute("BEGIN IMMEDIATE")
         try:
-            moved = self._move_watermark(ids, confirmed)
-            trimmed = self._trim()  # first: in a full file it makes the room
-            batches = [self._insert(run, ids, next_seq) for run in _runs(samples, rows)]
-            for stream in {batch.stream for batch in batches}:
-                db.execute("UPDATE stream SET next_seq = ? WHERE id = ?", (next_seq[stream], ids[stream]))
-            db.executemany(
-                "INSERT INTO mark VALUES (?, ?, ?) ON CONFLICT (source) DO UPDATE "
-                "SET session = excluded.session, next_seq = excluded.next_seq",
-                [(mark.source, mark.session, mark.next_seq) for mark in marks],
-            )
+            if look:  # before the inserts: in a full file it makes the room
+                moved = self._move_watermark(ids, confirmed)
+                trimmed = self._trim()
+            for run in _runs(samples, rows):
+                mark = marks.get(source_of(run.stream)) if run.samples else None
+                batches.append(self._insert(run, mark, self.head + 1 + len(batches), ids, next_seq))
+            self._keep_marks(marks[source] for source in marks.keys() - {source_of(s) for s in samples})
             db.execute("COMMIT")
         except BaseException:
             if db.in_transaction:  # SQLite rolls some failures back by itself
                 db.execute("ROLLBACK")
+            self._until_trim = 0
             raise
         self.next_seq, self._ids = next_seq, ids
         self.kinds.update(dict.fromkeys(samples, BatchKind.SAMPLES))
         self.kinds.update(rows.keys())  # pairs of stream and kind
-        self.confirmed = {**self.confirmed, **moved}
+        self.marks.update(marks)
+        self.confirmed.update(moved)
         self.batches += len(batches) - trimmed
+        self.head += len(batches)
+        self._until_trim = self._until_trim - 1 if not look else 0 if trimmed else TRIM_EVERY
         return batches
 
-    def _insert(self, run: _Run, ids: dict[str, int], next_seq: dict[str, int]) -> Batch:
+    def keep_watermark(self, confirmed: Mapping[str, int]) -> None:
+        """Store how far the consumer is; done at the end, for while running it is stored along with trimming."""
+        with contextlib.suppress(sqlite3.Error):  # the consumer retains it as well
+            self.confirmed.update(self._move_watermark(self._ids, confirmed))
+
+    def _insert(self, run: _Run, mark: Mark | None, id: int, ids: dict[str, int], next_seq: dict[str, int]) -> Batch:
         db = self._writer
         if run.stream not in ids:
             cursor = db.execute("INSERT INTO stream (name, kind) VALUES (?, ?)", (run.stream, run.kind))
@@ -195,18 +235,24 @@ class Tables:
         next_seq[run.stream] = seq + run.n
         offset = self._clock.wall_offset_ns()
         header = Header(
-            self.epoch, run.stream, seq, run.n, run.kind, run.spec, self._clock.boot, offset,
-            self._clock.wall_error_ns,
-        )  # fmt: skip
+            self.epoch, run.stream, seq, run.n, run.kind, run.spec, self._clock.boot, offset, self._clock.wall_error_ns
+        )
         if run.samples:
             blob = self._codec.encode_samples(header, run.samples)
         else:
             blob = self._codec.encode_rows(header, run.rows)
-        cursor = db.execute(
-            "INSERT INTO batch (stream, seq_first, n, blob) VALUES (?, ?, ?, ?)",
-            (ids[run.stream], seq, run.n, blob),
+        session, next_frame = (mark.session, mark.next_seq) if mark else (None, None)
+        db.execute(
+            "INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (id, ids[run.stream], seq, run.n, session, next_frame, blob),
         )
-        return Batch(cursor.lastrowid or 0, run.stream, seq, run.n, blob)
+        return Batch(id, run.stream, seq, run.n, blob)
+
+    def _keep_marks(self, marks: Iterable[Mark]) -> None:
+        self._writer.executemany(
+            "INSERT OR REPLACE INTO mark VALUES (?, ?, ?, ?)",
+            [(mark.source, mark.session, mark.next_seq, self.head) for mark in marks],
+        )
 
     def _move_watermark(self, ids: Mapping[str, int], confirmed: Mapping[str, int]) -> dict[str, int]:
         moved = {s: seq for s, seq in confirmed.items() if s in ids and seq > self.confirmed.get(s, 0)}
@@ -219,11 +265,14 @@ class Tables:
         """Forget the oldest batches that the consumer has, while the file is more than half full."""
         db = self._writer
         (pages,) = db.execute("PRAGMA page_count").fetchone()
-        if pages < self._max_pages // 2:
-            return 0
         (free,) = db.execute("PRAGMA freelist_count").fetchone()
         if pages - free < self._max_pages // 2:
             return 0
+        db.execute("UPDATE spool SET head = ?", (self.head,))
+        db.executemany(
+            "UPDATE stream SET next_seq = ? WHERE id = ?", [(seq, self._ids[s]) for s, seq in self.next_seq.items()]
+        )
+        self._keep_marks(self.marks.values())
         return db.execute(
             "DELETE FROM batch WHERE id IN (SELECT b.id FROM batch b JOIN stream s ON s.id = b.stream "
             "WHERE b.seq_first + b.n <= s.confirmed ORDER BY b.id LIMIT ?)",

@@ -45,7 +45,7 @@ def test_what_is_done_is_on_disk(tmp_path: Path) -> None:
             # another connection sees it although the spool is still open
             with sqlite3.connect(tmp_path / "spool.db") as other:
                 assert other.execute("SELECT sum(n) FROM batch").fetchone() == (10,)
-                assert other.execute("SELECT * FROM mark").fetchall() == [("press", 77, 4)]
+                assert other.execute("SELECT session, mark FROM batch").fetchall() == [(77, 4)]
             other.close()
 
     asyncio.run(scenario())
@@ -137,6 +137,29 @@ def test_delivered_batches_are_trimmed_and_others_are_not(tmp_path: Path) -> Non
             kept = await opened.read_after(0, 1 << 30)
             assert [b.seq_first for b in kept][-5:] == [395, 396, 397, 398, 399]
             assert len(kept) < 300
+
+    asyncio.run(scenario())
+
+
+def test_sequence_marks_and_ids_survive_trimming_and_a_restart(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with spool(tmp_path, max_bytes=1 << 20) as opened:
+            await opened.append_samples([counted(STREAM, 0, 10)], Mark("press", 9, 3))
+            await opened.append_samples([], Mark("idle-node", 5, 1))  # a mark without readings
+            for written in range(1, 500):
+                await opened.append_row("events", BatchKind.EVENTS, _incompressible(4000))
+                opened.confirm({"events": written, STREAM: 10})
+            head = opened.head
+            assert STREAM not in {b.stream for b in await opened.read_after(0, 1 << 30)}
+        async with spool(tmp_path, max_bytes=1 << 20) as opened:
+            assert opened.head == head
+            assert opened.mark("press") == Mark("press", 9, 3)
+            assert opened.mark("idle-node") == Mark("idle-node", 5, 1)
+            assert opened.next_seq() == {STREAM: 10, "events": 499}
+            await opened.append_samples([counted(STREAM, 10, 1)], Mark("press", 9, 4))
+        async with spool(tmp_path, max_bytes=1 << 20) as opened:
+            assert opened.mark("press") == Mark("press", 9, 4)
+            assert opened.next_seq()[STREAM] == 11
 
     asyncio.run(scenario())
 
