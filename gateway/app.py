@@ -78,7 +78,11 @@ async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = l
             )
         )
         app.build()
-        handlers: dict[str, control.Handler] = {"status": lambda _: app.status(), "picture": app.picture}
+        handlers: dict[str, control.Handler] = {
+            "ping": lambda _: app.clock.mono_ns(),
+            "status": lambda _: app.status(),
+            "picture": app.picture,
+        }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
         app.notify("gateway", "gateway.started", "point", Severity.INFO, f"Octogate {gateway.__version__} started")
         try:
@@ -197,9 +201,11 @@ class App:
 
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
-    def samples(self, samples: Sequence[Sample], mark: Mark | None) -> asyncio.Future[None]:
+    def samples(
+        self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None
+    ) -> asyncio.Future[None]:
         """From a source: stored, looked at by rules, cut into windows, shown live."""
-        done = self.spool.append_samples(samples, mark)
+        done = self.spool.append_samples(samples, mark, since)
         for sample in samples:
             self._newest[sample.stream] = sample
             self._rules.sample(sample)
@@ -315,6 +321,7 @@ class SourceSink:
     def __init__(self, app: App, source: str) -> None:
         self._app = app
         self._source = source
+        self.wait_s = app.config.store.commit_ms / 1000
         self.samples = app.samples
         self.frame = app.frame
 

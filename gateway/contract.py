@@ -225,9 +225,18 @@ class Batch(msgspec.Struct, frozen=True, gc=False):
 
 
 class Sink(Protocol):
-    """Where a source pours what it reads. Calls never block; the future is done when it is on disk."""
+    """Where a source pours what it reads. Calls never block; the future is done when it is on disk.
 
-    def samples(self, samples: Sequence[Sample], mark: Mark | None) -> asyncio.Future[None]: ...
+    Attributes:
+        wait_s: how long a reading may wait for its commit, seconds. A source may use it up by reading a line that is
+            never quiet only so often, and then says `since` when the oldest of the readings may have come (loop time).
+    """
+
+    wait_s: float
+
+    def samples(
+        self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None
+    ) -> asyncio.Future[None]: ...
 
     def frame(self, frame: Frame) -> None: ...
 

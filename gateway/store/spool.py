@@ -34,11 +34,11 @@ class Notify(Protocol):
 class Group:
     """What one commit takes: filled by the loop, written by the writer thread."""
 
-    __slots__ = ("bytes", "done", "marks", "opened", "rows", "samples")
+    __slots__ = ("bytes", "done", "marks", "rows", "samples", "since")
 
-    def __init__(self, done: asyncio.Future[None]) -> None:
+    def __init__(self, done: asyncio.Future[None], since: float) -> None:
         self.done = done
-        self.opened = time.monotonic()
+        self.since = since  # loop time of the oldest thing in it
         self.samples: dict[str, list[Sample]] = {}
         self.rows: dict[tuple[str, BatchKind], list[bytes]] = {}
         self.marks: dict[str, Mark] = {}
@@ -94,9 +94,14 @@ class Spool:
 
     # --- taking -----------------------------------------------------------------------------------------------
 
-    def append_samples(self, samples: Sequence[Sample], mark: Mark | None) -> asyncio.Future[None]:
-        """Take readings, and how far their source has come; the future is done when both are on disk."""
-        group = self._group()
+    def append_samples(
+        self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None
+    ) -> asyncio.Future[None]:
+        """Take readings, and how far their source has come; the future is done when both are on disk.
+
+        `since` is when the oldest of them came (loop time, default now): a commit follows within `commit_s` of it.
+        """
+        group = self._group(since)
         for sample in samples:
             group.samples.setdefault(sample.stream, []).append(sample)
             group.bytes += len(sample.data) + 18 * len(sample.firsts)
@@ -106,18 +111,31 @@ class Spool:
 
     def append_row(self, stream: str, kind: BatchKind, row: bytes) -> asyncio.Future[None]:
         """Take one inference or event, as one line of JSON."""
-        group = self._group()
+        group = self._group(None)
         group.rows.setdefault((stream, kind), []).append(row)
         group.bytes += len(row)
         return self._grown(group)
 
-    def _group(self) -> Group:
+    def _group(self, since: float | None) -> Group:
         group = self._open_group
+        if since is None:
+            since = self._loop.time()
         if group is None:
-            group = self._open_group = Group(self._loop.create_future())
-            if not self._writing:
-                self._timer = self._loop.call_later(self._commit_s, self._flush)
+            group = self._open_group = Group(self._loop.create_future(), since)
+            self._arm(group)
+        elif since < group.since:
+            group.since = since
+            self._arm(group)
         return group
+
+    def _arm(self, group: Group) -> None:
+        """Flush when the oldest of the group has waited its time; a busy writer does so when it is done."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._writing:
+            # even when due: in the next turn of the loop, so that sources that are read in this turn share the commit
+            self._timer = self._loop.call_at(group.since + self._commit_s, self._flush)
 
     def _grown(self, group: Group) -> asyncio.Future[None]:
         if group.bytes >= FLUSH_BYTES and not self._writing:
@@ -145,11 +163,10 @@ class Spool:
             group.done.set_result(None)
         self.on_commit(batches)
         if (waiting := self._open_group) is not None:
-            left = waiting.opened + self._commit_s - time.monotonic()
-            if left <= 0 or waiting.bytes >= FLUSH_BYTES:
+            if waiting.bytes >= FLUSH_BYTES:
                 self._flush()
             else:
-                self._timer = self._loop.call_later(left, self._flush)
+                self._arm(waiting)
 
     # --- writing (in the writer thread) -----------------------------------------------------------------------
 

@@ -128,10 +128,8 @@ def test_rewind_point_and_watermark(tmp_path: Path) -> None:
 def test_delivered_batches_are_trimmed_and_others_are_not(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with spool(tmp_path, max_bytes=1 << 20) as opened:
-            written = 0
-            for _ in range(400):
+            for written in range(1, 401):
                 await opened.append_row("events", BatchKind.EVENTS, _incompressible(4000))
-                written += 1
                 opened.confirm({"events": written - 5})
             assert opened.status().bytes <= 1 << 20
             kept = await opened.read_after(0, 1 << 30)
