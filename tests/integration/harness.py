@@ -1,0 +1,140 @@
+"""The real parts that integration tests are made of: a broker, the daemon as a process, a consumer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import sqlite3
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import iotcore
+
+from gateway.contract import GatewayStatus
+from gateway.control import Client
+from gateway.errors import ControlError
+
+ROOT = Path(__file__).parents[2]
+FIRMWARE = ROOT / "firmware_tools" / "node_firmware"
+MODELS = ROOT / "models"
+PATIENCE_S = 40.0
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def broker(port: int) -> iotcore.Broker:
+    """An embedded broker on loopback, as a context manager; can be stopped and started."""
+    return iotcore.Broker(port=port, listen="127.0.0.1")
+
+
+async def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait until `condition` holds; what it waits for has no event, so it is looked at often."""
+    try:
+        async with asyncio.timeout(patience_s):
+            while not condition():
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        raise AssertionError(f"not within {patience_s:g} s: {what}") from None
+
+
+class Daemon:
+    """`octogate run` as a process, started and killed as often as wanted."""
+
+    def __init__(self, folder: Path, config: str) -> None:
+        self.folder = folder
+        self.config = folder / "gateway.toml"
+        self.config.write_text(config)
+        self.log = folder / "log"
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "data" / "spool.db"
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "gateway", "run", "--config", str(self.config), stderr=log, cwd=ROOT
+            )
+
+    async def kill(self) -> None:
+        """SIGKILL; its children end by themselves."""
+        await self.end(signal.SIGKILL)
+
+    async def end(self, number: signal.Signals = signal.SIGTERM) -> int:
+        assert self.process is not None
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), 20)
+
+    async def status(self) -> GatewayStatus:
+        async with Client.connect(self.folder / "data" / "control.sock") as client:
+            return await client.ask("status", GatewayStatus)
+
+    async def until(self, condition: Callable[[GatewayStatus], bool], what: str) -> GatewayStatus:
+        """Wait until the daemon's status fulfils `condition`."""
+        status: GatewayStatus | None = None
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                while True:
+                    with contextlib.suppress(ControlError):
+                        status = await self.status()
+                        if condition(status):
+                            return status
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            tail = self.log.read_text()[-3000:]
+            raise AssertionError(f"not within {PATIENCE_S:g} s: {what}\n{status}\n{tail}") from None
+
+
+@asynccontextmanager
+async def daemon(folder: Path, config: str) -> AsyncIterator[Daemon]:
+    """A started daemon, killed at the end if it still runs."""
+    made = Daemon(folder, config)
+    await made.start()
+    try:
+        yield made
+    finally:
+        if made.process is not None and made.process.returncode is None:
+            await made.kill()
+
+
+def stored(spool: Path) -> dict[str, int]:
+    """Readings and rows on disk, by stream, of a spool that nobody has open."""
+    with contextlib.closing(sqlite3.connect(spool)) as db:
+        rows = db.execute(
+            "SELECT s.name, coalesce(max(b.seq_first + b.n), 0) FROM stream s LEFT JOIN batch b ON b.stream = s.id "
+            "GROUP BY s.id"
+        )
+        return dict(rows.fetchall())
+
+
+def delivered(db: Path, stream: str) -> list[tuple[int, list[float]]]:
+    """(sequence number, values) of one stream in the consumer's table, in the order of sequence."""
+    with contextlib.closing(sqlite3.connect(db)) as table:
+        rows = table.execute(
+            "SELECT r.seq, r.value FROM reading r JOIN stream s ON s.id = r.stream WHERE s.stream = ? ORDER BY r.seq",
+            (stream,),
+        )
+        return [(seq, json.loads(value)) for seq, value in rows]
+
+
+def delivered_count(db: Path, stream: str) -> int:
+    with contextlib.closing(sqlite3.connect(db)) as table:
+        row = table.execute("SELECT coalesce(max(next_seq), 0) FROM stream WHERE stream = ?", (stream,)).fetchone()
+        return int(row[0])
+
+
+def open_fds(pid: int) -> int:
+    return len(os.listdir(f"/proc/{pid}/fd"))
