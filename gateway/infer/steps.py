@@ -39,13 +39,18 @@ def records(schema: Schema, channels: Sequence[str]) -> Callable[[Buffer], Float
     dtype = np.dtype([(f"f{i}", "<" + code) for i, code in enumerate(codes)])
     plain = np.dtype("<" + codes[0]) if len(set(codes)) == 1 else None
     width = len(codes)
+    # neighbours are sliced: choosing them one by one costs more than the copy
+    wanted: slice | list[int] = columns
+    if columns == list(range(columns[0], columns[0] + len(columns))):
+        wanted = slice(columns[0], columns[0] + len(columns))
 
     def read(data: Buffer) -> Float32:
         if len(data) % dtype.itemsize:
             raise ModelError(f"{len(data)} bytes are no whole records of {dtype.itemsize} bytes")
         if plain is not None:  # one type throughout: one strided copy
             table = np.frombuffer(data, plain).reshape(-1, width)
-            return np.ascontiguousarray(table[:, columns].T, np.float32)
+            # always a copy: the bytes may lie unaligned in a packet that the next one overwrites
+            return np.array(table[:, wanted].T, np.float32, order="C")
         rows = np.frombuffer(data, dtype)
         window = np.empty((len(columns), len(rows)), np.float32)
         for i, column in enumerate(columns):

@@ -1,0 +1,171 @@
+"""What the hop to a worker process costs: the engine against the bare runtime loop on the same bundle, in one run.
+
+    python bench/engine.py [--json] [--runs N] [--bundle FILE --input FILE --media TYPE]
+
+Without a bundle: a tiny ONNX model, so that the hop and not the model is seen, on a 1 kB window and on a JPEG of
+200 kB. Both sides do the same pre and post steps; they take turns, so that a noisy machine is noisy for both.
+`hop` is the difference of the medians (and of the 99th percentiles). Also: cold start to the first answer, and the
+time from SIGKILL to the next answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import msgspec
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from gateway.contract import Result
+from gateway.infer.backend import candidates
+from gateway.infer.bundle import Bundle
+from gateway.infer.engine import Engine
+from gateway.infer.manifest import Fit, Golden, Picture, Tensor, Window
+from gateway.infer.recipe import Recipe
+from sdk.bundle import pack
+from tests.unit import bundles
+
+READINGS = 256  # float32: 1 kB
+TARGETS_US = {"window 1 kB": 150.0, "JPEG 200 kB": 400.0}
+
+
+class Case(NamedTuple):
+    name: str
+    bundle: Path
+    data: bytes
+    media: str
+
+
+def make_window(folder: Path) -> Case:
+    window = Window(channels=("p",), length=READINGS, rate_hz=200)
+    data = np.arange(READINGS, dtype="<f4").tobytes()
+    right = Result(values={"sum": float(sum(range(READINGS))), "first": 0.0})
+    return tiny(folder / "window.octo", (1, READINGS), data, bundles.MEDIA, right, "window 1 kB", input=window)
+
+
+def make_jpeg(folder: Path) -> Case:
+    """1280 x 720 with as much noise as makes 200 kB."""
+    noise = np.random.default_rng(1).normal(0, 1, (720, 1280, 3))
+    best = b""
+    for strength in range(2, 40):
+        picture = np.clip(128 + strength * noise, 0, 255).astype(np.uint8)
+        data = bytes(cv2.imencode(".jpg", picture, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes())
+        if not best or abs(len(data) - 200_000) < abs(len(best) - 200_000):
+            best = data
+    changes = {"input": Picture(width=2, height=1), "pre": (Fit(), Tensor(layout="nhwc"))}
+    right = Result(values={"sum": 768.0, "first": 128.0})
+    return tiny(folder / "jpeg.octo", (1, 1, 2, 3), best, "image/jpeg", right, "JPEG 200 kB", **changes)
+
+
+def tiny(path: Path, shape: tuple[int, ...], data: bytes, media: str, right: Result, name: str, **changes: Any) -> Case:
+    golden = Golden(input="golden/0", media=media, expected="golden/0.json", tolerance={"fp32": 400.0})
+    members = {"golden/0": data, "golden/0.json": msgspec.json.encode(right)}
+    members["model.onnx"] = bundles.onnx_model(shape)
+    pack(path, bundles.manifest(golden=(golden,), **changes), bundles.files(**members))
+    return Case(name, path, data, media)
+
+
+class Bare:
+    """Pre steps, runtime, post steps: in this process, without anything between."""
+
+    def __init__(self, case: Case) -> None:
+        with Bundle(case.bundle) as bundle:
+            self.recipe = Recipe(bundle.manifest)
+            found = candidates(
+                bundle.manifest, lambda name: bytes(bundle.member(name)), wanted="", threads=1, rejected=[]
+            )
+            self.runner = next(found).runner
+        self.case = case
+
+    def run(self) -> Result:
+        prepared = self.recipe.prepare(self.case.data, self.case.media)
+        return self.recipe.finish(self.runner(prepared.inputs), prepared.place)
+
+
+async def measure(case: Case, runs: int, nice: int) -> dict[str, Any]:
+    bare = Bare(case)
+    engine = Engine("bench", case.bundle, nice=nice, allow_unsigned=True, deadline_s=60, notify=lambda *_: None)
+    hop: list[int] = []
+    alone: list[int] = []
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(engine.supervise())
+        started = time.perf_counter()
+        answer = await engine.run(case.data, case.media)
+        cold = time.perf_counter() - started
+        assert answer.result == bare.run()
+        for _ in range(max(1, runs // 50)):
+            for _ in range(50):
+                at = time.perf_counter_ns()
+                await engine.run(case.data, case.media)
+                hop.append(time.perf_counter_ns() - at)
+            for _ in range(50):
+                at = time.perf_counter_ns()
+                bare.run()
+                alone.append(time.perf_counter_ns() - at)
+        back = [await killed(engine, case) for _ in range(5)]
+        task.cancel()
+    figures: dict[str, Any] = {"case": case.name, "backend": answer.backend, "runs": len(hop)}
+    figures |= {"bytes": len(case.data), "nice": nice}
+    for name, times in (("engine", hop), ("bare", alone)):
+        times.sort()
+        figures[f"{name}_p50_us"] = statistics.median(times) / 1000
+        figures[f"{name}_p99_us"] = times[int(len(times) * 0.99)] / 1000
+    for q in ("p50", "p99"):
+        figures[f"hop_{q}_us"] = figures[f"engine_{q}_us"] - figures[f"bare_{q}_us"]
+    figures["ratio_p50"] = figures["engine_p50_us"] / figures["bare_p50_us"]
+    figures["target_hop_us"] = TARGETS_US.get(case.name)
+    return figures | {"cold_start_ms": cold * 1000, "after_sigkill_ms": statistics.median(back) * 1000}
+
+
+async def killed(engine: Engine, case: Case) -> float:
+    """Seconds from SIGKILL of the worker to the next answer."""
+    os.kill(engine.status().pid, signal.SIGKILL)
+    started = time.perf_counter()
+    await engine.run(case.data, case.media)
+    return time.perf_counter() - started
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    head = f"{'':14}{'engine p50':>12}{'p99':>9}{'bare p50':>10}{'p99':>9}{'hop p50':>9}{'p99':>9}{'target':>8}"
+    lines = [head + f"{'ratio':>7}{'cold':>8}{'restart':>9}", " " * 17 + "all in us; cold start and restart in ms"]
+    keys = ("engine_p50_us", "engine_p99_us", "bare_p50_us", "bare_p99_us", "hop_p50_us", "hop_p99_us")
+    for row in rows:
+        numbers = "".join(f"{row[key]:{width}.0f}" for key, width in zip(keys, (12, 9, 10, 9, 9, 9), strict=True))
+        target = f"{row['target_hop_us'] or 0:8.0f}"
+        rest = f"{row['ratio_p50']:7.2f}{row['cold_start_ms']:8.0f}{row['after_sigkill_ms']:9.0f}"
+        lines.append(f"{row['case']:14}{numbers}{target}{rest}")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--runs", type=int, default=2000, help="timed runs of each side (default 2000)")
+    parser.add_argument("--nice", type=int, default=10, help="niceness of the worker (default 10, as in the config)")
+    parser.add_argument("--bundle", type=Path, help="a real bundle; needs --input and --media")
+    parser.add_argument("--input", type=Path, help="the file that is fed to it")
+    parser.add_argument("--media", default="image/jpeg", help="what the file is: image/jpeg, image/png, records;...")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.bundle:
+            cases = [Case(options.bundle.stem, options.bundle, options.input.read_bytes(), options.media)]
+        else:
+            cases = [make_window(Path(folder)), make_jpeg(Path(folder))]
+        rows = [asyncio.run(measure(case, options.runs, options.nice)) for case in cases]
+    print(json.dumps({"engine": rows}) if options.json else table(rows))
+
+
+if __name__ == "__main__":
+    main()
