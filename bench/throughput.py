@@ -23,6 +23,7 @@ import tempfile
 import threading
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import iotcore
@@ -195,7 +196,7 @@ def _measure(system: str, case: Case, folder: Path, port: int, link: Path, subsc
         case=case.name,
         readings=len(numbers),
         lost=case.count - len(set(numbers)),
-        reordered=sum(b <= a for a, b in zip(numbers, numbers[1:], strict=False)),
+        reordered=sum(b <= a for a, b in pairwise(numbers)),
         per_s=round(len(numbers) / (subscriber.last_at - report["first_at"])),
         cpu_s=round(used * 1e5 / case.count, 2),
         p50_ms=round(statistics.median(late) * 1e3, 2) if late else None,
