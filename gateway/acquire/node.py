@@ -228,7 +228,7 @@ class NodeSource:
         if self._hello and self._hello.session == hello.session:
             return  # said again; the dialogue is under way
         mark = self._taken
-        start = hello.oldest
+        start = 0  # RESUME says where its ring begins, and what was overwritten
         if mark and mark.session == hello.session and mark.next_seq <= hello.next:
             start = mark.next_seq
         elif mark and mark.session != hello.session:
@@ -243,7 +243,11 @@ class NodeSource:
         self._ping()
 
     def _pong(self, pong: Pong) -> None:
-        if not self._node_clock.pong(pong.nonce, pong.us, self._clock.mono_ns()) or not self._pings:
+        if not self._node_clock.pong(pong.nonce, pong.us, self._clock.mono_ns()):
+            return
+        if not self._pings:
+            if self._port:
+                self._port.set_prompt(False)
             return
         self._pings -= 1
         if self._pings:
@@ -256,6 +260,8 @@ class NodeSource:
             return
         self._alarms.clear("resume")
         self._nak_at = 0.0  # a gap after this is a new one
+        if self._port:
+            self._port.set_prompt(False)
         self._data_at = self._loop.time()
         self._hello_pause = HELLO_S[0]
         self._alarms.set("ping", PING_S)
@@ -297,6 +303,8 @@ class NodeSource:
         self._say_hello()  # it may have restarted, or the line may have eaten what we said
 
     def _ping(self) -> None:
+        if self._port:
+            self._port.set_prompt(True)
         self._send(Ping(self._node_clock.ping(self._clock.mono_ns())))
 
     def _nak(self) -> None:

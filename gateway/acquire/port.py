@@ -2,6 +2,10 @@
 
 The reader's callback only appends; a task takes the bytes with `wait` and `take`. When the device goes away reading
 gives b"" for ever, which counts as gone here.
+
+A wake-up of the loop costs more than the few bytes of a reading, so: sparse bytes are read and handed over at once; a
+steady trickle (300 readings/s) is read every 10 ms, by a timer that stops with the trickle; a dense stream is read
+whenever there is something, and handed over in lots.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ from gateway.errors import SourceError
 
 _READ_BYTES = 65536
 _FULL_BYTES = 16384  # so much is handed over at once even when the stream is dense
-_DENSE_S = 0.003  # a stream that is read more often than this is handed over in lots of this length
+_DENSE_S = 0.003  # a dense stream is handed over in lots of this length
+_STEADY_S = 0.01  # pieces that follow each other faster than this are read by a timer of this period
+_STEADY_BYTES = 1024  # as long as they are small: a terminal holds 4 kB
 _UNSENT_MAX = 4096
 
 _HINTS = {
@@ -66,6 +72,9 @@ class SerialPort:
         self._unsent = b""
         self._gone = ""
         self._poked = False
+        self._read_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None  # of a steady trickle; no reader is registered meanwhile
+        self._prompt = True
         self.paused = False
         self._loop.add_reader(self._fd, self._read)
 
@@ -112,16 +121,22 @@ class SerialPort:
         self._unsent = line
         self._flush()
 
+    def set_prompt(self, prompt: bool) -> None:
+        """Whether all that comes is handed over at once, for as long as round trips are measured."""
+        self._prompt = prompt
+        if prompt and self._timer is not None:
+            self._listen()
+
     def pause(self) -> None:
         """Stops reading: the kernel and the node's ring hold what comes."""
         if not self.paused and not self._gone:
             self.paused = True
-            self._loop.remove_reader(self._fd)
+            self._stop()
 
     def resume(self) -> None:
         if self.paused and not self._gone:
             self.paused = False
-            self._loop.add_reader(self._fd, self._read)
+            self._listen()
 
     def close(self) -> None:
         self._lost("closed")
@@ -132,6 +147,8 @@ class SerialPort:
         try:
             chunk = os.read(self._fd, _READ_BYTES)
         except (BlockingIOError, InterruptedError):
+            if self._timer is not None:  # the trickle has stopped
+                self._listen()
             return
         except OSError as error:
             self._lost(os.strerror(error.errno or 0))
@@ -141,14 +158,40 @@ class SerialPort:
             return
         self._chunks.append(chunk)
         self._size += len(chunk)
-        if self._later is None:
-            wait = self._taken_at + _DENSE_S - self._loop.time()
+        now = self._loop.time()
+        if self._prompt:
+            self._wake()
+        elif len(chunk) < _STEADY_BYTES and now - self._read_at < 2 * _STEADY_S:
+            self._wake()
+            if self._timer is None:
+                self._loop.remove_reader(self._fd)
+            self._timer = self._loop.call_later(_STEADY_S, self._read)
+        else:
+            if self._timer is not None:
+                self._listen()
+            self._lot(now)
+        self._read_at = now
+
+    def _lot(self, now: float) -> None:
+        """Wakes the task at once, or when the lot of a dense stream is full."""
+        if self._size >= _FULL_BYTES:
+            self._wake()
+        elif self._later is None:
+            wait = self._taken_at + _DENSE_S - now
             if wait > 0:
                 self._later = self._loop.call_later(wait, self._wake)
             else:
                 self._wake()
-        elif self._size >= _FULL_BYTES:
-            self._wake()
+
+    def _listen(self) -> None:
+        self._stop()
+        self._loop.add_reader(self._fd, self._read)
+
+    def _stop(self) -> None:
+        self._loop.remove_reader(self._fd)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -173,7 +216,7 @@ class SerialPort:
         if self._gone:
             return
         self._gone = reason
-        self._loop.remove_reader(self._fd)
+        self._stop()
         self._loop.remove_writer(self._fd)
         if self._later is not None:
             self._later.cancel()

@@ -221,8 +221,8 @@ class Receiver:
         frames, readings = message.lost_frames, message.lost_readings
         if missing < frames:  # the node counts from our last ACK; what we took since then is not lost
             readings = readings * missing // frames
-        elif missing > frames:  # no ring says how many were in those: at least one each
-            readings += missing - frames
+        elif missing > frames:  # those before were acknowledged to somebody else
+            missing = frames
         self.lost += readings
         return Resume(message.first, message.us, missing, readings)
 

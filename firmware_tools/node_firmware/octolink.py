@@ -1,0 +1,291 @@
+# The node's half of the Octogate link; docs/link.md is its specification.
+#
+# MicroPython 1.19 or newer, and CPython unchanged. Memory is set aside once: `ring` slots of `slot` bytes; a loop
+# allocates little more than the frame that is being sent. The ring of the default config takes 47 kB: an RP2040 has
+# about 190 kB of heap.
+import binascii
+import json
+import os
+import select
+import struct
+import sys
+import time
+from array import array
+
+VERSION = 1
+FIRMWARE = "0.1.0"
+HELLO, DATA, BLOB, PONG, RESUME, LOG, REPLY = 1, 2, 3, 4, 5, 6, 7
+HEAD = "<BBHI"  # version, type, seq, ticks
+DATA_HEAD = "<BBHIBI"  # and stream, step_us
+DATA_OVERHEAD = 17  # with the crc
+BLOB_PIECE = 1024
+LINE_MAX = 512
+CONTROL_MAX = 8  # answers that wait to be sent; the oldest goes first
+PROBE_US = (2000000, 60000000)  # un-acked frames and silence: the newest is sent again after so long
+LENGTHS = [bytes((i,)) for i in range(256)]
+
+try:
+    ticks_us, ticks_diff = time.ticks_us, time.ticks_diff
+except AttributeError:  # CPython
+
+    def ticks_us():
+        return time.monotonic_ns() // 1000
+
+    def ticks_diff(a, b):
+        return a - b
+
+
+try:
+    _read, _write = os.read, os.write  # CPython
+except AttributeError:
+
+    def _read(fd, n):
+        # one byte: a board's stdin blocks until it has all that was asked for
+        return sys.stdin.buffer.read(1)
+
+    def _write(fd, data):
+        return sys.stdout.buffer.write(data)
+
+
+class Clock:
+    """Microseconds since boot, from a counter that wraps (at 2^30 on boards, so look at least every 8 minutes)."""
+
+    def __init__(self):
+        self._last = ticks_us()
+        self.us = 0
+
+    def now(self):
+        ticks = ticks_us()
+        self.us += ticks_diff(ticks, self._last)
+        self._last = ticks
+        return self.us
+
+
+def cobs(raw):
+    """Consistent overhead byte stuffing, both zeros included; splitting is quick, a loop over bytes is not."""
+    out = [b"\0"]
+    for part in raw.split(b"\0"):
+        while len(part) >= 254:
+            out.append(b"\xff")
+            out.append(part[:254])
+            part = part[254:]
+        out.append(LENGTHS[len(part) + 1])
+        out.append(part)
+    out.append(b"\0")
+    return b"".join(out)
+
+
+def frame(kind, seq, us, payload):
+    raw = struct.pack(HEAD, VERSION, kind, seq & 0xFFFF, us & 0xFFFFFFFF) + payload
+    return cobs(raw + struct.pack("<I", binascii.crc32(raw)))
+
+
+class Link:
+    """Keeps what it was given until the gateway has it on disk, and sends it as often as it takes.
+
+    Args:
+        node: the node's name.
+        streams: [{"id": 0, "name": ..., "channels": [[name, struct code, unit], ...], "rate": ...}].
+        ring: frames kept, under 32768; when all are un-acked the oldest is overwritten, counted and told.
+        slot: bytes of the largest frame: 17 + records.
+        piece: bytes written at once; a board's USB buffer takes 64.
+        on_command: called with a CMD's JSON, returns what the REPLY says.
+    """
+
+    def __init__(self, node, streams, ring=256, slot=177, piece=64, on_command=None):
+        self.clock = Clock()
+        self.node = node
+        self.streams = streams
+        self.on_command = on_command
+        self.session = struct.unpack("<I", os.urandom(4))[0] & 0x3FFFFFFF  # a small int on 32-bit boards
+        self._ring = ring
+        self._slot = slot
+        self._piece = piece
+        self._slab = memoryview(bytearray(ring * slot))
+        self._lengths = array("H", bytes(2 * ring))
+        self._counts = array("H", bytes(2 * ring))
+        self._wraps = array("H", bytes(2 * ring))  # the high half of the frame's time
+        self.oldest = self.next = 0  # seqs held: oldest <= seq < next
+        self._cursor = 0  # seq that is sent next
+        self._acked = 0
+        self.lost_frames = self.lost_readings = 0  # overwritten since the last ACK
+        self._greeted = self._sending = False
+        self._control = []
+        self._out = memoryview(b"")
+        self._line = bytearray()
+        self._probe_us = PROBE_US[0]
+        self._progress = 0
+        self._stdin = select.poll()
+        self._stdin.register(sys.stdin, select.POLLIN)
+        self._stdout = select.poll()
+        self._stdout.register(sys.stdout, select.POLLOUT)
+        self._both = select.poll()
+        self._both.register(sys.stdin, select.POLLIN)
+        self._both.register(sys.stdout, select.POLLOUT)
+        self._say(HELLO, self._hello())
+
+    # --- what the program calls
+
+    def put(self, stream, us, step_us, records, n):
+        """Takes n packed records, the first of them read at `us`."""
+        seq, i = self.next, self.next % self._ring
+        if seq - self.oldest >= self._ring:
+            self.lost_frames += 1
+            self.lost_readings += self._counts[i]
+            self.oldest += 1
+            if self._cursor < self.oldest:
+                self._cursor = self.oldest
+        at, size = i * self._slot, len(records)
+        if size + DATA_OVERHEAD > self._slot:
+            raise ValueError("records of %d bytes do not fit a slot of %d" % (size, self._slot))
+        struct.pack_into(
+            DATA_HEAD, self._slab, at, VERSION, DATA, seq & 0xFFFF, us & 0xFFFFFFFF, stream, step_us
+        )
+        end = at + 13 + size
+        self._slab[at + 13 : end] = records
+        struct.pack_into("<I", self._slab, end, binascii.crc32(self._slab[at:end]))
+        self._lengths[i] = end + 4 - at
+        self._counts[i] = n
+        self._wraps[i] = (us >> 32) & 0xFFFF
+        self.next = seq + 1
+
+    def log(self, level, text):
+        """A line for the gateway's log; level as in Python's logging."""
+        self._say(LOG, struct.pack("<B", level) + text.encode()[:240])
+
+    def blob(self, number, data):
+        """Sends something large in pieces, not kept and not acknowledged; returns when it is handed over or stuck."""
+        for at in range(0, len(data), BLOB_PIECE):
+            head = struct.pack("<HII", number & 0xFFFF, at, len(data))
+            self._say(BLOB, head + bytes(data[at : at + BLOB_PIECE]))
+            while self._control and self._pump() and self._stdout.poll(100):
+                pass
+
+    def poll(self, timeout_ms):
+        """Sends, listens and answers; returns when something came or after the time. Never waits for the gateway."""
+        self._probe()
+        busy = self._pump()
+        (self._both if busy else self._stdin).poll(max(0, min(timeout_ms, 60000)))
+        while self._stdin.poll(0):
+            data = _read(0, 256)
+            if not data:
+                break
+            for byte in data:
+                if byte == 10:
+                    self._heard(bytes(self._line))
+                    self._line = bytearray()
+                elif len(self._line) < LINE_MAX:
+                    self._line.append(byte)
+        self._pump()
+
+    # --- sending
+
+    def _say(self, kind, payload):
+        while len(self._control) >= CONTROL_MAX:
+            self._control.pop(0)
+        self._control.append(frame(kind, 0, self.clock.now(), payload))
+
+    def _pump(self):
+        """Writes what the line takes now; True when it takes no more and something is left."""
+        while True:
+            if not self._out and not self._load():
+                return False
+            if not self._stdout.poll(0):
+                return True
+            try:
+                sent = _write(1, self._out[: self._piece])
+            except OSError:  # EAGAIN
+                sent = 0
+            if not sent:
+                return True
+            self._out = self._out[sent:]
+
+    def _load(self):
+        """The next thing to send; False when there is none."""
+        if self._control:
+            self._out = memoryview(self._control.pop(0))
+            return True
+        if not self._sending or self._cursor >= self.next:
+            return False
+        i = self._cursor % self._ring
+        at = i * self._slot
+        self._out = memoryview(cobs(bytes(self._slab[at : at + self._lengths[i]])))
+        self._cursor += 1
+        return True
+
+    def _probe(self):
+        """The last frame may have been lost and nothing after it says so: say it again, ever more rarely."""
+        if self._sending and self.oldest < self.next and self._cursor == self.next:
+            now = self.clock.now()
+            if now - self._progress > self._probe_us:
+                self._progress = now
+                self._probe_us = min(self._probe_us * 2, PROBE_US[1])
+                self._cursor = self.next - 1
+        else:
+            self._progress = self.clock.now()
+
+    # --- listening
+
+    def _heard(self, line):
+        word, _, rest = line.strip().partition(b" ")
+        try:
+            if word == b"CMD":
+                number, _, text = rest.partition(b" ")
+                self._command(int(number), text)
+                return
+            number = int(rest)
+        except ValueError:
+            return
+        if word == b"HELLO":
+            self._greeted, self._sending = True, False  # until NAK says from where
+            self._say(HELLO, self._hello())
+        elif word == b"PING":
+            self._say(PONG, struct.pack("<IQQ", number, self.clock.now(), self.next))
+        elif self._greeted and number > self.next:  # meant for what we were before a restart
+            self._say(HELLO, self._hello())
+        elif self._greeted and word == b"ACK":
+            self._ack(number)
+        elif self._greeted and word == b"NAK":
+            self._nak(number)
+
+    def _ack(self, seq):
+        if seq <= self._acked:
+            return
+        if seq >= self.oldest:
+            self.oldest = seq
+            self.lost_frames = self.lost_readings = 0
+            self._cursor = max(self._cursor, seq)
+        elif self.lost_frames:  # taken, though overwritten since
+            took = seq - self._acked
+            self.lost_readings -= self.lost_readings * took // self.lost_frames
+            self.lost_frames -= took
+        self._acked = seq
+        self._progress, self._probe_us = self.clock.now(), PROBE_US[0]
+
+    def _nak(self, seq):
+        self._cursor = first = max(seq, self.oldest)
+        self._sending = True
+        us = self.clock.now()
+        if first < self.next:
+            i = first % self._ring
+            us = self._wraps[i] << 32 | struct.unpack_from("<I", self._slab, i * self._slot + 4)[0]
+        self._say(RESUME, struct.pack("<QQII", first, us, self.lost_frames, self.lost_readings))
+
+    def _command(self, number, text):
+        answer = self.on_command(json.loads(text)) if self.on_command else None
+        self._say(REPLY, struct.pack("<I", number) + json.dumps(answer).encode())
+
+    def _hello(self):
+        return json.dumps(
+            {
+                "versions": [VERSION],
+                "node": self.node,
+                "session": self.session,
+                "firmware": FIRMWARE,
+                "oldest": self.oldest,
+                "next": self.next,
+                "us": self.clock.now(),
+                "streams": self.streams,
+                "ring": self._ring,
+            }
+        ).encode()
