@@ -9,6 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from invoke.collection import Collection
 from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
@@ -111,6 +112,28 @@ def bench(c: Context, name: str, args: str = "") -> None:
     run_python(f"bench.{name}", *shlex.split(args))
 
 
+@task(name="list")
+def models_list(c: Context) -> None:
+    """Name the models of the repository, with their bundles."""
+    run_python("models", "list")
+
+
+@task(name="build", help={"name": "a folder of models/", "args": "its options, in one string; see --args --help"})
+def models_build(c: Context, name: str, args: str = "") -> None:
+    """
+    Build a model's bundle from its data or package, and sign it with your key.
+
+    Needs the network once, for the data. machine_state is trained, which needs the extra `train`.
+    """
+    run_python("models", "build", name, *shlex.split(args))
+
+
+@task(name="evaluate", help={"name": "a folder of models/", "args": "its options, in one string; see --args --help"})
+def models_evaluate(c: Context, name: str, args: str = "") -> None:
+    """Measure a model on its test data and write the figures, with the bundle's digest, into its card."""
+    run_python("models", "evaluate", name, *shlex.split(args))
+
+
 def call(module: str, *args: str) -> int:
     """Run a Python module of this environment and give its exit code."""
     command = [sys.executable, "-m", module, *args]
@@ -174,3 +197,7 @@ def quiet_apt(command: list[str]) -> None:
         if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
             log.seek(0)
             sys.stderr.write(log.read().decode(errors="replace"))
+
+
+namespace = Collection(test, lint, lock, clean, demo, bench)
+namespace.add_collection(Collection("models", models_list, models_build, models_evaluate))

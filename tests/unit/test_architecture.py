@@ -35,7 +35,12 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
         "gateway.infer.litert": "the same for TFLite",
         "gateway.infer.openvino": "the same for OpenVINO",
     },
-    "models": {"sdk": "the tools to optimise and sign", "gateway.infer": "steps and runners"},
+    "models": {
+        "sdk": "the tools to optimise and sign",
+        "gateway.infer": "steps and runners",
+        "gateway.contract": "results and schemas",
+        "gateway.errors": "one tree of errors",
+    },
     "firmware_tools": {
         "sdk": "provisions what it flashed",
         "gateway.contract": "names of streams",
