@@ -54,7 +54,7 @@ class Outcome:
 
     Attributes:
         per_s: readings/s, from the first byte at the tty to the last reading at the subscriber.
-        cpu_s: CPU seconds of the daemon per 100,000 readings.
+        cpu_s: CPU seconds of the daemon per 100,000 readings; of a burst the start of the daemon included.
         p50_ms, p99_ms: paced only, from made to arrived at the subscriber.
         lag_p99_ms: burst of the gateway only, see above.
     """
@@ -78,6 +78,7 @@ class Subscriber:
         self.numbers: list[int] = []
         self.late: list[float] = []
         self.last_at = 0.0
+        self.begun = threading.Event()
         self.done = threading.Event()
         self._case = case
         self._codec = Codec()
@@ -102,6 +103,7 @@ class Subscriber:
         if self._case.rate:
             self.late += [now - field[1] for field in fields]
         self.last_at = now
+        self.begun.set()
         if len(self.numbers) >= self._case.count:
             self.done.set()
 
@@ -177,9 +179,14 @@ def _measure(system: str, case: Case, folder: Path, port: int, link: Path, subsc
             while not (folder / "data" / "control.sock").exists():
                 time.sleep(0.005)
             probe.start()
+        if case.rate:  # the start is measured by bench.idle; here it would weigh more than the readings
+            subscriber.begun.wait(20)
+            started_cpu_s, started_count = cpu_s(gateway.pid), len(subscriber.numbers)
+        else:
+            started_cpu_s, started_count = 0.0, 0
         output, _ = producer.communicate(timeout=120 + (case.count / case.rate if case.rate else 0))
         arrived = subscriber.done.wait(20)
-        used = cpu_s(gateway.pid)
+        used = cpu_s(gateway.pid) - started_cpu_s
     finally:
         probe.stop.set()
         producer.kill()
@@ -198,7 +205,7 @@ def _measure(system: str, case: Case, folder: Path, port: int, link: Path, subsc
         lost=case.count - len(set(numbers)),
         reordered=sum(b <= a for a, b in pairwise(numbers)),
         per_s=round(len(numbers) / (subscriber.last_at - report["first_at"])),
-        cpu_s=round(used * 1e5 / case.count, 2),
+        cpu_s=round(used * 1e5 / (case.count - started_count), 2),
         p50_ms=round(statistics.median(late) * 1e3, 2) if late else None,
         p99_ms=round(late[len(late) * 99 // 100] * 1e3, 2) if late else None,
         lag_p99_ms=round(took[len(took) * 99 // 100] * 1e3, 2) if took else None,
