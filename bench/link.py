@@ -35,6 +35,7 @@ from gateway.link.receiver import Receiver
 
 CHUNK = 4095  # what a read from a Linux terminal gives at most
 COMMIT_S = 0.02
+RUN_MAX_S = 30.0
 RESIDUE = 0x2144DF1C
 
 
@@ -85,11 +86,13 @@ def decode(frame: int, frames: int = 20_000, rounds: int = 7) -> dict[str, float
 class NullSink:
     """Commits every 20 ms, to nowhere."""
 
+    wait_s = COMMIT_S
+
     def __init__(self) -> None:
         self.readings = self.calls = 0
         self._group: asyncio.Future[None] | None = None
 
-    def samples(self, samples: Sequence[Sample], mark: Mark | None) -> asyncio.Future[None]:
+    def samples(self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None) -> asyncio.Future[None]:
         self.calls += 1
         self.readings += sum(sample.n for sample in samples)
         if self._group is None:
@@ -110,7 +113,7 @@ class NullSink:
 
 async def _bare_reader(port: Path, frame_bytes: float) -> None:
     """Only reads, and acknowledges by what it read; ends when the producer does."""
-    line = SerialPort(str(port), 115200)  # for its settings only
+    line = SerialPort(str(port), 115200, COMMIT_S)  # for its settings only
     loop, fd, done = asyncio.get_running_loop(), line._fd, asyncio.Event()
     got = 0
     later: asyncio.TimerHandle | None = None
@@ -143,7 +146,7 @@ async def _bare_reader(port: Path, frame_bytes: float) -> None:
 
 async def _port_reader(port: Path, frame_bytes: float) -> None:
     """Our port without the link: what moving the bytes to a task costs."""
-    line = SerialPort(str(port), 115200)
+    line = SerialPort(str(port), 115200, COMMIT_S)
     loop = asyncio.get_running_loop()
     got = 0
     later: asyncio.TimerHandle | None = None
@@ -176,6 +179,7 @@ async def receive(frame: int, count: int, rate: float, who: str) -> dict[str, An
         while not port.exists():  # encoding takes seconds and is not measured
             await asyncio.sleep(0.05)
         cpu, sink = time.process_time(), NullSink()
+        guard = asyncio.get_running_loop().call_later(RUN_MAX_S, process.kill)
         if who == "NodeSource":
             source = NodeSource(NodeConfig(name="bench", port=str(port)), None, Clock())
             async with asyncio.TaskGroup() as tasks:
@@ -191,6 +195,7 @@ async def receive(frame: int, count: int, rate: float, who: str) -> dict[str, An
                 output = await process.stdout.read()
                 cpu = time.process_time() - cpu
         await process.wait()
+        guard.cancel()
     report = json.loads(output)
     seconds = report["last_ack_at"] - report["first_at"]
     megabytes = count / frame * frame_bytes / 1e6
@@ -211,7 +216,10 @@ def main() -> None:
     for frame, count, rate in ((1, 400_000, 0.0), (50, 4_000_000, 0.0), (1, 1500, 300.0)):
         for who in ("NodeSource", "SerialPort", "bare"):
             runs = [asyncio.run(receive(frame, count, rate, who)) for _ in range(args.rounds if not rate else 1)]
-            row = {**runs[0], **{k: statistics.median(r[k] for r in runs) for k in ("readings_s", "cpu_ms_mb", "cpu_s_1e5")}}
+            row = {
+                **runs[0],
+                **{k: statistics.median(r[k] for r in runs) for k in ("readings_s", "cpu_ms_mb", "cpu_s_1e5")},
+            }
             received.append(row)
             print(
                 "receive frame {frame:3} rate {rate:5.0f} {who:10}: {readings_s:10,.0f} readings/s, "

@@ -142,17 +142,19 @@ class MicroPythonNode:
             sys.executable, "-c", _LAUNCH, self._node.path, str(self._work), self._heap,
             stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        ended = asyncio.ensure_future(self._process.wait())
-        ready = asyncio.ensure_future(self._ready.wait())
-        try:
-            await asyncio.wait((ended, ready), timeout=_START_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            ready.cancel()
-        if not self._ready.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_START_S), asyncio.TaskGroup() as tasks:
+                watch = tasks.create_task(self._until_ended(self._process), name="node process")
+                await self._ready.wait()
+                watch.cancel()
+        if self._said.count(0) < 2:
             words = self._said.decode(errors="replace").strip()
             await self.kill()
             raise SourceError(f"the node in {self._work} did not start: {words}", hint="see its main.py")
+
+    async def _until_ended(self, process: asyncio.subprocess.Process) -> None:
+        await process.wait()
+        self._ready.set()
 
     async def kill(self) -> None:
         """Power off at once: what is in its memory is gone. The line stays."""

@@ -122,7 +122,7 @@ class Link:
         self._both = select.poll()
         self._both.register(sys.stdin, select.POLLIN)
         self._both.register(sys.stdout, select.POLLOUT)
-        self._say(HELLO, self._hello())
+        self._say(HELLO, self._hello(False))
 
     # --- what the program calls
 
@@ -138,9 +138,7 @@ class Link:
         at, size = i * self._slot, len(records)
         if size + DATA_OVERHEAD > self._slot:
             raise ValueError("records of %d bytes do not fit a slot of %d" % (size, self._slot))
-        struct.pack_into(
-            DATA_HEAD, self._slab, at, VERSION, DATA, seq & 0xFFFF, us & 0xFFFFFFFF, stream, step_us
-        )
+        struct.pack_into(DATA_HEAD, self._slab, at, VERSION, DATA, seq & 0xFFFF, us & 0xFFFFFFFF, stream, step_us)
         end = at + 13 + size
         self._slab[at + 13 : end] = records
         struct.pack_into("<I", self._slab, end, binascii.crc32(self._slab[at:end]))
@@ -238,11 +236,11 @@ class Link:
             return
         if word == b"HELLO":
             self._greeted, self._sending = True, False  # until NAK says from where
-            self._say(HELLO, self._hello())
+            self._say(HELLO, self._hello(True))
         elif word == b"PING":
             self._say(PONG, struct.pack("<IQQ", number, self.clock.now(), self.next))
         elif self._greeted and number > self.next:  # meant for what we were before a restart
-            self._say(HELLO, self._hello())
+            self._say(HELLO, self._hello(False))
         elif self._greeted and word == b"ACK":
             self._ack(number)
         elif self._greeted and word == b"NAK":
@@ -275,7 +273,7 @@ class Link:
         answer = self.on_command(json.loads(text)) if self.on_command else None
         self._say(REPLY, struct.pack("<I", number) + json.dumps(answer).encode())
 
-    def _hello(self):
+    def _hello(self, asked):
         return json.dumps(
             {
                 "versions": [VERSION],
@@ -287,5 +285,6 @@ class Link:
                 "us": self.clock.now(),
                 "streams": self.streams,
                 "ring": self._ring,
+                "asked": asked,
             }
         ).encode()

@@ -68,7 +68,8 @@ class NodeSource:
         self._unstored = 0
         self._refused = ""
         self._port: SerialPort | None = None
-        self._hello: Hello | None = None
+        self._hello: Hello | None = None  # of this connection
+        self._asked = False  # HELLO was said and not answered yet
         self._state = SourceState.STARTING
         self._detail = ""
         self._data_at = 0.0
@@ -123,12 +124,12 @@ class NodeSource:
 
     async def _converse(self) -> None:
         """From opening the port to losing it, which raises."""
-        port = self._port = SerialPort(self._config.port, self._config.baud)
+        port = self._port = SerialPort(self._config.port, self._config.baud, self._sink.wait_s)
         self._alarms = Alarms(port.poke)
         try:
             if self._refused:  # what the store refused is still in the node's ring
                 self._refused, self._taken = "", self._durable
-            self._hello_pause = HELLO_S[0]
+            self._hello, self._hello_pause = None, HELLO_S[0]
             self._data_at = self._loop.time()
             self._alarms.set("silent", self._config.silent_s)
             self._say_hello()
@@ -165,7 +166,7 @@ class NodeSource:
         """Hands samples to the sink; they count as unstored until its future is done."""
         assert self._hello is not None
         mark = self._taken = Mark(self.name, self._hello.session, self._receiver.expected)
-        future = self._sink.samples(samples, mark)
+        future = self._sink.samples(samples, mark, self._port.since if self._port else None)
         group = self._groups[-1] if self._groups else None
         if group is None or group.future is not future or group.session != mark.session:
             group = _Group(future, mark.session)
@@ -212,7 +213,7 @@ class NodeSource:
                 pass
 
     def _say_hello(self) -> None:
-        self._hello = None
+        self._asked = True
         self._send(SayHello())
         self._alarms.clear("resume")
         self._alarms.set("hello", self._hello_pause)
@@ -225,8 +226,12 @@ class NodeSource:
                 f"this gateway {framing.VERSION}",
                 hint="update the node's firmware or the gateway",
             )
-        if self._hello and self._hello.session == hello.session:
+        if self._hello and self._hello.session == hello.session and not self._asked:
             return  # said again; the dialogue is under way
+        if not hello.asked:
+            self._say_hello()
+            return
+        self._asked = False
         mark = self._taken
         start = 0  # RESUME says where its ring begins, and what was overwritten
         if mark and mark.session == hello.session and mark.next_seq <= hello.next:
@@ -252,7 +257,7 @@ class NodeSource:
         self._pings -= 1
         if self._pings:
             self._ping()
-        elif self._hello:
+        else:
             self._nak()
 
     def _resumed(self, resume: Resume) -> None:
@@ -293,7 +298,8 @@ class NodeSource:
             self._alarms.set("silent", left if left > 0 else max(self._config.silent_s, PING_S))
 
     def _fell_silent(self) -> None:
-        said = self._receiver.deframer.rest().splitlines() or self.log
+        said = [*self.log, *self._receiver.deframer.rest().splitlines()]
+        said = [line for line in said if len(line) > len(">>> ")]
         words = f"; it last printed: {said[-1]}" if said else ""
         if self._hello is None:
             what = f"no answer to HELLO on {self._config.port}: is the Octogate firmware on the node?{words}"

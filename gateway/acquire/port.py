@@ -4,8 +4,9 @@ The reader's callback only appends; a task takes the bytes with `wait` and `take
 gives b"" for ever, which counts as gone here.
 
 A wake-up of the loop costs more than the few bytes of a reading, so: sparse bytes are read and handed over at once; a
-steady trickle (300 readings/s) is read every 10 ms, by a timer that stops with the trickle; a dense stream is read
-whenever there is something, and handed over in lots.
+steady trickle (300 readings/s) is read once a period, by a timer that stops with the trickle; a dense stream is read
+whenever there is something, and handed over in lots. The periods of all ports end at the same moments, so that their
+readings share a commit.
 """
 
 from __future__ import annotations
@@ -21,8 +22,7 @@ from gateway.errors import SourceError
 _READ_BYTES = 65536
 _FULL_BYTES = 16384  # so much is handed over at once even when the stream is dense
 _DENSE_S = 0.003  # a dense stream is handed over in lots of this length
-_STEADY_S = 0.01  # pieces that follow each other faster than this are read by a timer of this period
-_STEADY_BYTES = 1024  # as long as they are small: a terminal holds 4 kB
+_STEADY_BYTES = 1024  # pieces up to this size may wait for the end of a period: a terminal holds 4 kB
 _UNSENT_MAX = 4096
 
 _HINTS = {
@@ -43,17 +43,22 @@ class SerialPort:
     Args:
         device: a path, best one from /dev/serial/by-id.
         baud: as pyserial takes it.
+        period_s: how long the bytes of a steady trickle may wait in the line.
+
+    Attributes:
+        since: when the oldest byte of the last `take` may have come, loop time.
 
     Raises:
         SourceError: it is not there, taken, or no serial port; the hint says what to do.
     """
 
-    def __init__(self, device: str, baud: int) -> None:
+    def __init__(self, device: str, baud: int, period_s: float) -> None:
         import serial  # 1 MB, and no gateway without a node needs it
 
         self.device = device
         try:
-            self._serial = serial.Serial(device, baud, timeout=0, exclusive=True)
+            # inter_byte_timeout makes VMIN 1: with pyserial's own 0 an empty read is b"", as after an unplug
+            self._serial = serial.Serial(device, baud, timeout=0, inter_byte_timeout=0, exclusive=True)
         except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
             number = getattr(error, "errno", None)
             reason = os.strerror(number) if number else str(error)
@@ -66,7 +71,9 @@ class SerialPort:
         self._loop = asyncio.get_running_loop()
         self._chunks: list[bytes] = []
         self._size = 0
+        self._period_s = period_s
         self._taken_at = 0.0
+        self._came_at = self.since = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._later: asyncio.TimerHandle | None = None
         self._unsent = b""
@@ -102,6 +109,7 @@ class SerialPort:
     def take(self) -> bytes:
         """All bytes that came since the last call."""
         chunks, self._chunks, self._size = self._chunks, [], 0
+        self.since = self._came_at
         self._taken_at = self._loop.time()
         if self._later is not None:
             self._later.cancel()
@@ -156,16 +164,18 @@ class SerialPort:
         if not chunk:
             self._lost("unplugged")
             return
+        now = self._loop.time()
+        if not self._chunks:
+            self._came_at = now if self._timer is None else self._read_at
         self._chunks.append(chunk)
         self._size += len(chunk)
-        now = self._loop.time()
         if self._prompt:
             self._wake()
-        elif len(chunk) < _STEADY_BYTES and now - self._read_at < 2 * _STEADY_S:
+        elif len(chunk) < _STEADY_BYTES and now - self._read_at < 2 * self._period_s:
             self._wake()
             if self._timer is None:
                 self._loop.remove_reader(self._fd)
-            self._timer = self._loop.call_later(_STEADY_S, self._read)
+            self._timer = self._loop.call_at((now // self._period_s + 1) * self._period_s, self._read)
         else:
             if self._timer is not None:
                 self._listen()

@@ -137,4 +137,4 @@ def _printable(piece: bytes) -> str | None:
         text = piece.decode()
     except UnicodeDecodeError:
         return None
-    return text if all(c.isprintable() or c in "\r\n\t" for c in text) else None
+    return text if all(c.isprintable() or c.isspace() for c in text) else None

@@ -57,6 +57,7 @@ class Hello(msgspec.Struct, frozen=True):
     us: int
     streams: tuple[NodeStream, ...]
     ring: int = 0  # frames it can hold
+    asked: bool = True  # it answers a HELLO of the host; False: just booted, and no ACK or NAK is heeded before one
 
     def to_payload(self) -> bytes:
         return msgspec.json.encode(self)

@@ -1,0 +1,143 @@
+"""The project's firmware in a real MicroPython, on a line that is cut: nothing lost, nothing twice."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import struct
+from pathlib import Path
+
+import pytest
+
+from gateway.contract import SourceState
+from gateway.errors import SourceError
+from sdk.testing import MicroPythonNode
+from tests.unit.fake_node import FakeSink, running
+
+FIRMWARE = Path(__file__).parents[2] / "firmware_tools" / "node_firmware"
+
+
+@pytest.fixture(params=["micropython", "cpython"])
+def cpython(request: pytest.FixtureRequest) -> bool:
+    if request.param == "micropython":
+        pytest.importorskip("micropython_unix", reason="no MicroPython wheel for this platform")
+    return bool(request.param == "cpython")
+
+
+def make(folder: Path, cpython: bool, **config: object) -> MicroPythonNode:
+    return MicroPythonNode(FIRMWARE, folder / "node", folder / "tty", config=config, cpython=cpython)
+
+
+@pytest.mark.parametrize(("rate", "frame"), [(250, 10), (500, 1)])
+def test_five_seconds_with_an_unplug_lose_nothing(tmp_path: Path, cpython: bool, rate: int, frame: int) -> None:
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=rate, frame=frame, ring=1000) as node:
+            assert node.is_micropython is not cpython
+            async with running(node.port, sink) as source:
+                await sink.has(2 * rate)
+                node.unplug()
+                await sink.saw("source.lost", "raised")
+                node.replug()
+                await sink.has(5 * rate)
+                status = source.status()
+                assert (status.state, status.dropped, status.bad) == (SourceState.OK, 0, 0)
+        assert sink.values == list(range(len(sink.values)))
+
+    asyncio.run(story())
+
+
+def test_times_advance_with_the_rate(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=200, frame=10) as node, running(node.port, sink) as source:
+            await sink.has(200)
+            span = sink.firsts[-1] - sink.firsts[0]
+            assert abs(span - (len(sink.firsts) - 1) * 50_000_000) < 5_000_000
+            assert source.clock_uncertainty_ns < 5_000_000
+
+    asyncio.run(story())
+
+
+def test_a_ring_that_runs_over_says_how_much(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=500, frame=5, ring=16) as node:
+            async with running(node.port, sink):
+                await sink.has(50)
+                node.unplug()
+                await sink.saw("source.lost", "raised")
+                await asyncio.sleep(0.5)  # 250 readings; the ring takes 80
+                node.replug()
+                await sink.saw("source.overrun", "point")
+                resumed = len(sink.values)
+                await sink.has(resumed + 100)
+            gap = next(k for k, (a, b) in enumerate(itertools.pairwise(sink.values)) if b != a + 1)
+            missing = sink.values[gap + 1] - sink.values[gap] - 1
+            [told] = [detail for name, _, detail in sink.events if name == "source.overrun"]
+            assert told["readings"] == missing > 0
+            rest = sink.values[gap + 1 :]
+            assert rest == list(range(rest[0], rest[0] + len(rest)))
+
+    asyncio.run(story())
+
+
+def test_a_restarted_gateway_goes_on_where_the_disk_is(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        async with make(tmp_path, cpython, rate=400, frame=4) as node:
+            first = FakeSink()
+            async with running(node.port, first):
+                await first.has(200)
+            second = FakeSink()
+            async with running(node.port, second, first.marks[-1]) as source:
+                await second.has(200)
+                assert source.status().dropped == 0
+            values = first.values + second.values
+            assert values == list(range(len(values)))
+
+    asyncio.run(story())
+
+
+def test_a_rebooted_node_is_another_session(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=400, frame=4) as node, running(node.port, sink):
+            await sink.has(100)
+            begin = asyncio.get_running_loop().time()
+            await node.restart()
+            await sink.saw("source.restarted", "point")
+            before = len(sink.values)
+            await sink.has(before + 100)
+            assert asyncio.get_running_loop().time() - begin < 4  # its own HELLO, not silence, brought it back
+            assert len({mark.session for mark in sink.marks}) == 2
+
+    asyncio.run(story())
+
+
+def test_recorded_readings_are_replayed_in_a_loop(tmp_path: Path, cpython: bool) -> None:
+    shape = struct.pack("<6f", 0.5, 110, 0.75, 165, 1.0, 220)
+    channels = [["i", "f", "A"], ["p", "f", "W"]]
+
+    async def story() -> None:
+        sink = FakeSink(raw=True)
+        node = MicroPythonNode(
+            FIRMWARE, tmp_path / "node", tmp_path / "tty", files={"shape.bin": shape}, cpython=cpython,
+            config={"sensor": "replay", "file": "shape.bin", "channels": channels, "rate": 1000, "frame": 25},
+        )  # fmt: skip
+        async with node, running(node.port, sink):
+            await sink.has(1000)
+        got = bytes(sink.raw)
+        assert got == (shape * (len(got) // len(shape) + 1))[: len(got)]
+        assert sink.streams == {"m/power"}
+
+    asyncio.run(story())
+
+
+def test_a_broken_firmware_says_why(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        with pytest.raises(SourceError, match="sensor") as refused:
+            async with make(tmp_path, cpython, sensor="psychic"):
+                raise AssertionError("it started")
+        assert "psychic" in str(refused.value)
+
+    asyncio.run(story())
