@@ -24,6 +24,7 @@ from gateway.contract import Batch, BatchKind, Mark, Sample, Severity, SpoolStat
 from gateway.store.tables import Tables
 
 FLUSH_BYTES = 256 << 10  # a group of this size is not kept waiting
+_SOON_S = 0.002  # not worth another wake-up
 _RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -134,8 +135,9 @@ class Spool:
             self._timer.cancel()
             self._timer = None
         if not self._writing:
-            # even when due: in the next turn of the loop, so that sources that are read in this turn share the commit
-            self._timer = self._loop.call_at(group.since + self._commit_s, self._flush)
+            now, due = self._loop.time(), group.since + self._commit_s
+            # what is as good as due goes in the next turn of the loop: sources read in this turn share the commit
+            self._timer = self._loop.call_at(now if due - now < _SOON_S else due, self._flush)
 
     def _grown(self, group: Group) -> asyncio.Future[None]:
         if group.bytes >= FLUSH_BYTES and not self._writing:

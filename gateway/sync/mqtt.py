@@ -25,6 +25,7 @@ from gateway.errors import UplinkError
 CONNECT_S = 5.0
 USER_TIMEOUT_MS = 6000  # an unacknowledged segment ends a half-open link after this: notes in docs/decisions.md
 BACKOFF_MIN_S = 0.25
+PUBACK_BYTES = 4
 STABLE_S = 60.0  # up for so long: the backoff starts anew
 
 
@@ -77,6 +78,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._client: paho.Client | None = None
         self._lost = asyncio.Event()
+        self._publishing = False
         self._inflight: set[int] = set()
         self._misc: asyncio.TimerHandle | None = None
 
@@ -100,11 +102,16 @@ class Connection:
         client = self._client
         if client is None or self.state != "up":
             return False
+        self._publishing = True
         info = client.publish(topic, payload, qos=qos, retain=retain)
+        self._publishing = False
         if info.rc != paho.MQTT_ERR_SUCCESS:
             return False
         if qos:
             self._inflight.add(info.mid)
+        client.loop_write()  # now, and not by way of the selector, which is for what the socket does not take
+        if client.want_write() and (sock := client.socket()) is not None:
+            self._loop.add_writer(sock.fileno(), client.loop_write)
         return True
 
     def subscribe(self, topic: str, qos: int = 1) -> None:
@@ -154,6 +161,10 @@ class Connection:
                 await accepted
         except TimeoutError as error:
             raise UplinkError(f"{account.host}:{account.port}: no CONNACK in {CONNECT_S:.0f} s") from error
+        # PUBACKs are worth a wake-up when they make room for half a window, not one by one; all else is longer
+        sock = client.socket()
+        if isinstance(sock, socket.socket):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, PUBACK_BYTES * max(1, account.window // 2))
 
     def _make(self, accepted: asyncio.Future[None]) -> paho.Client:
         account = self.account
@@ -212,7 +223,8 @@ class Connection:
         client.on_socket_close = closed
 
         def want_write(_c: paho.Client, _u: object, _s: object) -> None:
-            loop.add_writer(fd, client.loop_write)
+            if not self._publishing:  # then it is what paho sends by itself: SUBSCRIBE, PUBACK, PINGREQ
+                loop.add_writer(fd, client.loop_write)
 
         def no_write(_c: paho.Client, _u: object, _s: object) -> None:
             loop.remove_writer(fd)
@@ -226,6 +238,7 @@ class Connection:
 
     def _keep_alive(self, client: paho.Client) -> None:
         if client is self._client:
+            client.loop_read()  # a PINGRESP is shorter than what wakes us
             client.loop_misc()
             self._misc = self._loop.call_later(self.account.keepalive_s / 3, self._keep_alive, client)
 
