@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import ctypes
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
+from gateway.child import die_with_parent
 from gateway.errors import OctogateError
-
-PR_SET_PDEATHSIG = 1  # man 2 prctl
 
 
 def main() -> int:
+    die_with_parent(os.getppid())
     parser = argparse.ArgumentParser(prog="python -m gateway.panel", description=__doc__)
     parser.add_argument("--control", type=Path, required=True, help="the daemon's control socket")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
@@ -24,22 +23,12 @@ def main() -> int:
     parser.add_argument("--spool", type=Path, required=True, help="the spool's file")
     args = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    if not end_with_parent(os.getppid()):
-        return 0
     try:
         asyncio.run(_run(args))
     except OctogateError as error:
         print(f"octogate panel: {error}", file=sys.stderr)
         return 1
     return 0
-
-
-def end_with_parent(parent: int) -> bool:
-    """Have the kernel send SIGTERM when the parent dies; False when it is already gone. Linux; elsewhere nothing."""
-    if not sys.platform.startswith("linux"):
-        return True
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-    return os.getppid() == parent
 
 
 async def _run(args: argparse.Namespace) -> None:
