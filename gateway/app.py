@@ -34,6 +34,7 @@ from gateway.contract import (
     Sample,
     Severity,
     Source,
+    SourceState,
     StreamStatus,
     UplinkStatus,
 )  # fmt: skip
@@ -46,6 +47,7 @@ from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.store.pictures import Pictures
 from gateway.store.spool import Spool
 from gateway.sync.uplink import Uplink
+from gateway.writes import Writes
 
 log = logging.getLogger("octogate")
 _LEVEL = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ALARM: logging.ERROR}
@@ -132,8 +134,9 @@ class App:
             self._make_pipeline(table)
         for source in config.source:
             self._sources.append(self._make_source(source))
+        self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
         if config.uplink is not None:
-            self._uplink = Uplink(config, config.uplink, self.spool)
+            self._uplink = Uplink(config, config.uplink, self.spool, self._writes.put, self._writes.refuse)
             self.spool.on_commit = self._uplink.committed
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
@@ -145,6 +148,7 @@ class App:
         for pipeline in self._pipelines:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
+        tasks.create_task(self._writes.run(), name="writes")
         if self._uplink is not None:
             tasks.create_task(self._uplink.run(), name="uplink")
         if self.config.panel is not None:
@@ -201,9 +205,7 @@ class App:
 
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
-    def samples(
-        self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None
-    ) -> asyncio.Future[None]:
+    def samples(self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None) -> asyncio.Future[None]:
         """From a source: stored, looked at by rules, cut into windows, shown live."""
         done = self.spool.append_samples(samples, mark, since)
         for sample in samples:
@@ -222,6 +224,14 @@ class App:
             pipeline.frame(frame)
         if not pipelines:
             self._frames[frame.source] = frame
+        if self._uplink is not None:
+            self._uplink.source(frame.source, SourceState.OK)
+
+    def source_turned(self, name: str) -> None:
+        """Something happened to a source: the live plane is told how it is now."""
+        source = next(source for source in self._sources if source.name == name)
+        if self._uplink is not None:
+            self._uplink.source(name, source.status().state)
 
     def _inferred(self, inference: Inference, frame: Frame | None) -> None:
         self.spool.append_row(inference.pipeline, BatchKind.INFERENCES, _encode(inference))
@@ -268,6 +278,8 @@ class App:
         log.log(_LEVEL[event.severity], "%s %s %s: %s", event.name, event.state, event.origin, event.message)
         self._events.appendleft(event)
         self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
+        if self._uplink is not None:
+            self._uplink.event(event)
 
     # --- what others see --------------------------------------------------------------------------------------
 
@@ -327,3 +339,5 @@ class SourceSink:
 
     def event(self, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
         self._app.notify(self._source, name, state, severity, message, **detail)
+        # some sources turn only after they have said so
+        asyncio.get_running_loop().call_soon(self._app.source_turned, self._source)

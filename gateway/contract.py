@@ -261,6 +261,17 @@ class Source(Protocol):
     def status(self) -> SourceStatus: ...
 
 
+class WritableSource(Source, Protocol):
+    """A source that can be commanded, for example by a Sparkplug host (DCMD)."""
+
+    async def write(self, metric: str, value: bool | int | float | str) -> None:
+        """Set one of its metrics, named as in its birth; returns when the device has confirmed it.
+
+        Raises:
+            SourceError: it is not there, refused, or has no such metric.
+        """
+
+
 # --- what `octogate status`, the panel, the demo and the SDK see -------------------------------------------------
 
 
@@ -322,6 +333,16 @@ class SpoolStatus(msgspec.Struct, frozen=True):
     detail: str = ""
 
 
+class LiveStatus(msgspec.Struct, frozen=True):
+    """The Sparkplug edge node of an uplink."""
+
+    state: str  # down; waiting for the primary host; born
+    bd_seq: int
+    devices: int  # that are born
+    sent: int  # messages this run, births and deaths included
+    primary_host: str = ""
+
+
 class UplinkStatus(msgspec.Struct, frozen=True):
     state: str  # off, connecting, up, down
     broker: str
@@ -331,6 +352,7 @@ class UplinkStatus(msgspec.Struct, frozen=True):
     reconnects: int
     rewinds: int
     detail: str = ""
+    live: LiveStatus | None = None
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):

@@ -1,162 +1,327 @@
-"""The live plane: a Sparkplug B edge node with a device per source, newest values only.
+"""The live plane: a Sparkplug B 3.0 edge node with a device per source, newest values only.
 
 QoS 0 by the specification's own rule: what must not be lost goes over the backlog plane. The node is born when the
-connection comes up, dies by its will, and is born again when a host asks (NCMD, Node Control/Rebirth).
+connection comes up and, where one is configured, its primary host is online; it dies by its will, or by its own word
+before an intended end, and is born again when a host asks (NCMD, Node Control/Rebirth). docs/sparkplug.md says which
+test holds which statement of the specification.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-from gateway.contract import Inference, Sample
+from gateway.contract import Event, Inference, LiveStatus, Sample, SourceState
 from gateway.sync import sparkplug
+from gateway.sync.bdseq import BirthCount
+from gateway.sync.history import History
+from gateway.sync.hoststate import PrimaryHost
 from gateway.sync.mqtt import Message
-from gateway.sync.sparkplug import Metric
+from gateway.sync.sparkplug import NAMESPACE, Metric, Received, Value
+from gateway.sync.tags import GONE, Tags, wall_ms
 
-Publish = Callable[[str, bytes], bool]
+REBIRTH = "Node Control/Rebirth"
+COALESCE_S = 0.02  # what changes together is told together
+
+Write = Callable[[str, str, Value], None]
+Refuse = Callable[[str, str], None]  # what was asked, why it is refused
+
+
+class Link(Protocol):
+    """What the live plane needs of its connection."""
+
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool: ...
+    def subscribe(self, topic: str, qos: int = 1) -> None: ...
+    def reconnect(self, why: str) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What never changes while the gateway runs.
+
+    Attributes:
+        devices: sources, and the pipelines that look at each.
+        alarms: rules; each is a metric of the node, true while it is raised.
+        primary_host: its host id; empty: birth waits for nobody.
+        bdseq_file: keeps bdSeq across restarts.
+    """
+
+    group: str
+    node: str
+    interval_s: float
+    devices: Mapping[str, tuple[str, ...]]
+    alarms: tuple[str, ...]
+    bdseq_file: Path
+    primary_host: str = ""
+    flush_historical: bool = False
 
 
 class Live:
     """Keeps the newest values and publishes what changed, at most once an interval.
 
     Args:
-        publish: sends at QoS 0; False when the connection is down.
+        link: the connection; it calls `will`, `connecting`, `start`, `stop` and `message`.
+        write: takes a command that fits a metric of a device.
+        refuse: told of commands that do not.
     """
 
-    def __init__(self, group: str, node: str, min_interval_s: float, publish: Publish) -> None:
-        self._group = group
-        self._node = node
-        self._interval_s = min_interval_s
-        self._publish = publish
+    def __init__(self, link: Link, setup: Setup, write: Write, refuse: Refuse) -> None:
+        self._link = link
+        self._setup = setup
+        self._write = write
+        self._refuse = refuse
         self._loop = asyncio.get_running_loop()
-        self._samples: dict[str, Sample] = {}  # stream -> newest
-        self._inferences: dict[str, Inference] = {}
-        self._changed: set[str] = set()
-        self._aliases: dict[str, int] = {}
-        self._born: set[str] = set()  # streams and pipelines that a birth has announced
+        self._aliases = 0
+        self._node = Tags("", self._new_alias)
+        for rule in setup.alarms:
+            self._node.put(f"Alarm/{rule}", sparkplug.BOOLEAN, False, time.monotonic_ns())
+        self._devices = {name: Tags(name, self._new_alias, lines) for name, lines in setup.devices.items()}
+        self._device_of = {line: name for name, lines in setup.devices.items() for line in lines}
+        self._count = BirthCount(setup.bdseq_file)
+        self._host = PrimaryHost(setup.primary_host) if setup.primary_host else None
+        interval_ns = int(setup.interval_s * 1e9)
+        self._history = History(tuple(setup.devices), interval_ns) if setup.flush_historical else None
+        self._state = "down"  # waiting, born
+        self._bd_seq = self._seq = 0
+        self._changed: set[str] = set()  # devices; "" is the node
         self._timer: asyncio.TimerHandle | None = None
-        self._up = False
-        self._seq = 0
-        self._bd_seq = -1
+        self._reported = -setup.interval_s
+        self._sent = 0
 
-    @property
-    def command_topic(self) -> str:
-        return self._topic("NCMD")
+    # --- the connection ---------------------------------------------------------------------------------------
 
     def will(self) -> Message:
-        """The NDEATH of the connection that is about to be made; each has its own bdSeq."""
-        self._bd_seq = (self._bd_seq + 1) % 256
+        """The NDEATH of the connection that is about to be made; each CONNECT has its own bdSeq."""
+        self._bd_seq = self._count.next
         return Message(self._topic("NDEATH"), self._death())
 
+    def connecting(self) -> None:
+        """CONNECT has been sent, and the will with it."""
+        self._count.connected()
+
     def start(self) -> None:
-        """The connection is up: everything known is born."""
-        self._up = True
-        self._birth()
+        """The connection is up: everything known is born, as soon as the primary host is there."""
+        self._link.subscribe(self._topic("NCMD"))
+        for device in self._devices:
+            self._link.subscribe(self._topic("DCMD", device))
+        if self._host is None:
+            self._birth()
+            return
+        self._state = "waiting"
+        self._host.reset()
+        self._link.subscribe(self._host.topic)
 
     def stop(self) -> None:
-        self._up = False
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """The connection is gone."""
+        self._state = "down"
+        self._disarm()
+        for tags in (self._node, *self._devices.values()):
+            tags.born = False
 
     def leave(self) -> None:
         """An intended end: the death certificate is published, for the will will not be."""
-        if self._up:
-            self._publish(self._topic("NDEATH"), self._death())
+        if self._state == "born":
+            self._publish("NDEATH", self._death())
         self.stop()
 
-    def command(self, payload: bytes) -> None:
-        """A NCMD; a payload that is none is ignored, as the specification asks."""
-        try:
-            asked = sparkplug.rebirth_asked(payload)
-        except ValueError:
+    def message(self, message: Message) -> bool:
+        """Take a message of a subscribed topic; False when it is not for this plane."""
+        if self._host is not None and message.topic == self._host.topic:
+            self._host_said(self._host, message.payload)
+            return True
+        if message.topic == self._topic("NCMD"):
+            self._command(self._node, message)
+            return True
+        for device, tags in self._devices.items():
+            if message.topic == self._topic("DCMD", device):
+                self._command(tags, message)
+                return True
+        return False
+
+    def status(self) -> LiveStatus:
+        return LiveStatus(
+            state=self._state,
+            bd_seq=self._bd_seq,
+            devices=sum(tags.born for tags in self._devices.values()),
+            sent=self._sent,
+            primary_host=self._setup.primary_host,
+        )
+
+    def _host_said(self, host: PrimaryHost, payload: bytes) -> None:
+        if not host.hear(payload):
             return
-        if asked and self._up:
+        if host.online and self._state == "waiting":
             self._birth()
+        elif not host.online and self._state == "born":
+            self.leave()
+            self._link.reconnect(f"the primary host '{host.id}' is offline")
+
+    # --- what is new ------------------------------------------------------------------------------------------
 
     def sample(self, sample: Sample) -> None:
-        self._samples[sample.stream] = sample
-        self._touch(sample.stream)
+        device = sample.stream.partition("/")[0]
+        tags = self._devices[device]
+        tags.sample(sample)
+        if self._history is not None and self._state != "born":
+            self._history.sample(device, sample)
+        self._alive(tags)
 
     def inference(self, inference: Inference) -> None:
-        self._inferences[inference.pipeline] = inference
-        self._touch(inference.pipeline)
+        device = self._device_of[inference.pipeline]
+        tags = self._devices[device]
+        tags.inference(inference)
+        if self._history is not None and self._state != "born":
+            self._history.inference(device, inference)
+        self._alive(tags)
 
-    def _touch(self, name: str) -> None:
-        if not self._up:
+    def source(self, name: str, state: SourceState) -> None:
+        """A source is in this state (perhaps still)."""
+        tags = self._devices[name]
+        if tags.state is state:
             return
-        self._changed.add(name)
+        tags.turn(state)
+        if tags.born and state in GONE:
+            tags.born = False
+            self._send("DDEATH", [], name)
+        self._touch(name)
+
+    def event(self, event: Event) -> None:
+        """A rule has been raised or cleared; other events are none of this plane's business."""
+        if event.name in self._setup.alarms:
+            raised = event.state == "raised"
+            self._node.put(f"Alarm/{event.name}", sparkplug.BOOLEAN, raised, event.stamp.mono_ns)
+            self._touch("")
+
+    def _alive(self, tags: Tags) -> None:
+        if tags.state is SourceState.STARTING:
+            tags.turn(SourceState.OK)
+        self._touch(tags.device)
+
+    def _touch(self, device: str) -> None:
+        if self._state != "born":
+            return
+        self._changed.add(device)
         if self._timer is None:
-            self._timer = self._loop.call_later(self._interval_s, self._report)
+            due = self._reported + self._setup.interval_s - self._loop.time()
+            self._timer = self._loop.call_later(max(COALESCE_S, due), self._report)
+
+    # --- what a host is told ----------------------------------------------------------------------------------
 
     def _report(self) -> None:
         self._timer = None
+        self._reported = self._loop.time()
         changed, self._changed = self._changed, set()
-        if changed - self._born:
-            self._birth()
-            return
-        devices: dict[str, list[Metric]] = {}
         for name in sorted(changed):
-            devices.setdefault(self._device(name), []).extend(self._metrics(name, birth=False))
-        for device, metrics in devices.items():
-            kind = "DDATA" if device else "NDATA"
-            self._send(kind, metrics, device)
+            tags = self._devices[name] if name else self._node
+            if name and not tags.here:
+                continue
+            tags.settle()
+            if name and (tags.grown or not tags.born):
+                self._birth_of(tags)
+                self._flush(tags)
+            elif metrics := tags.changes():
+                self._send("DDATA" if name else "NDATA", metrics, name)
 
     def _birth(self) -> None:
+        """NBIRTH, a DBIRTH for every device that is there, and only then anything else."""
+        self._disarm()
+        self._state = "born"
         self._seq = 0
-        self._changed.clear()
-        names = sorted({*self._samples, *self._inferences})
-        node = [
-            Metric(sparkplug.INT64, self._bd_seq, "bdSeq"),
-            Metric(sparkplug.BOOLEAN, False, "Node Control/Rebirth"),
+        now = wall_ms(time.monotonic_ns())
+        control = [
+            Metric(sparkplug.INT64, self._bd_seq, "bdSeq", timestamp_ms=now),
+            Metric(sparkplug.BOOLEAN, False, REBIRTH, timestamp_ms=now),
         ]
-        devices: dict[str, list[Metric]] = {}
-        for name in names:
-            metrics = self._metrics(name, birth=True)
-            if device := self._device(name):
-                devices.setdefault(device, []).extend(metrics)
-            else:
-                node += metrics
-        self._send("NBIRTH", node)
-        for device, metrics in devices.items():
-            self._send("DBIRTH", metrics, device)
-        self._born = set(names)
+        self._send("NBIRTH", [*self._node.birth(), *control])
+        here = [tags for tags in self._devices.values() if tags.here]
+        for tags in here:
+            self._birth_of(tags)
+        for tags in here:
+            self._flush(tags)
 
-    def _device(self, name: str) -> str:
-        """Streams of a source belong to its device, inferences to the node itself."""
-        return name.partition("/")[0] if name in self._samples else ""
+    def _birth_of(self, tags: Tags) -> None:
+        self._send("DBIRTH", tags.birth(), tags.device)
 
-    def _metrics(self, name: str, *, birth: bool) -> list[Metric]:
-        now_ms = time.time_ns() // 1_000_000
-        triples: list[tuple[str, int, sparkplug.Value, str]] = []
-        if (sample := self._samples.get(name)) is not None:
-            stream, newest = name.partition("/")[2], sample.newest()
-            for channel in sample.schema.channels:
-                datatype = sparkplug.DATATYPE_OF_CODE[channel.type]
-                triples.append((f"{stream}/{channel.name}", datatype, newest[channel.name], channel.unit))
-        else:
-            result = self._inferences[name].result
-            triples.append((f"{name}/label", sparkplug.STRING, result.label, ""))
-            triples.append((f"{name}/score", sparkplug.DOUBLE, result.score, ""))
-        metrics = []
-        for metric, datatype, value, unit in triples:
-            alias = self._aliases.setdefault(f"{self._device(name)}/{metric}", len(self._aliases) + 1)
-            if birth:
-                metrics.append(Metric(datatype, value, metric, alias, now_ms, unit))
-            else:
-                metrics.append(Metric(datatype, value, "", alias, now_ms))
-        return metrics
+    def _flush(self, tags: Tags) -> None:
+        if self._history is not None:
+            for metrics in self._history.take(tags):
+                self._send("DDATA", metrics, tags.device)
 
     def _send(self, kind: str, metrics: list[Metric], device: str = "") -> None:
         payload = sparkplug.encode(metrics, time.time_ns() // 1_000_000, self._seq)
         self._seq = (self._seq + 1) % 256
-        self._publish(self._topic(kind, device), payload)
+        self._publish(kind, payload, device)
+
+    def _publish(self, kind: str, payload: bytes, device: str = "") -> None:
+        if self._link.publish(self._topic(kind, device), payload):
+            self._sent += 1
 
     def _death(self) -> bytes:
-        return sparkplug.encode([Metric(sparkplug.INT64, self._bd_seq, "bdSeq")], time.time_ns() // 1_000_000, None)
+        now = time.time_ns() // 1_000_000
+        return sparkplug.encode([Metric(sparkplug.INT64, self._bd_seq, "bdSeq", timestamp_ms=now)], now, None)
+
+    def _disarm(self) -> None:
+        self._changed.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    # --- what a host asks -------------------------------------------------------------------------------------
+
+    def _command(self, tags: Tags, message: Message) -> None:
+        """A NCMD or DCMD: fitting writes are passed on, a rebirth happens at once, the rest is refused."""
+        if self._state != "born":
+            return
+        if message.retain:  # it would be obeyed again at every connect
+            self._refuse(message.topic, "a command must not be retained")
+            return
+        try:
+            metrics = sparkplug.decode(message.payload)
+        except ValueError as error:
+            self._refuse(message.topic, f"not a Sparkplug command: {error}")
+            return
+        reborn = False
+        for metric in metrics:
+            if not tags.device and metric.name == REBIRTH:
+                reborn = reborn or _is_true(metric)
+            else:
+                self._write_one(tags, metric)
+        if reborn:
+            self._birth()
+
+    def _write_one(self, tags: Tags, metric: Received) -> None:
+        where = tags.device or self._setup.node
+        tag = tags.find(metric.name, metric.alias)
+        if tag is None:
+            self._refuse(f"{where}: {metric.name or f'alias {metric.alias}'}", "no birth has named such a metric")
+            return
+        if not tags.device:
+            self._refuse(f"{where}: {tag.name}", "it can only be read")
+            return
+        try:
+            value = metric.typed(tag.datatype)
+        except ValueError as error:
+            self._refuse(f"{where}: {tag.name}", str(error))
+            return
+        self._write(tags.device, tag.name, value)
+
+    # --- names ------------------------------------------------------------------------------------------------
 
     def _topic(self, kind: str, device: str = "") -> str:
-        topic = f"{sparkplug.NAMESPACE}/{self._group}/{kind}/{self._node}"
+        topic = f"{NAMESPACE}/{self._setup.group}/{kind}/{self._setup.node}"
         return f"{topic}/{device}" if device else topic
+
+    def _new_alias(self) -> int:
+        self._aliases += 1
+        return self._aliases
+
+
+def _is_true(metric: Received) -> bool:
+    try:
+        return metric.typed(sparkplug.BOOLEAN) is True
+    except ValueError:
+        return False

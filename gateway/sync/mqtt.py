@@ -62,6 +62,7 @@ class Connection:
         on_message: called with each message of a subscribed topic.
         on_room: called when an acknowledgement has made room in the window.
         will: gives the last will for the next CONNECT.
+        on_connecting: called when that CONNECT has been sent.
     """
 
     def __init__(self, account: Account) -> None:
@@ -72,12 +73,14 @@ class Connection:
         self.connects = 0
         self.on_up: Callable[[], None] = lambda: None
         self.on_down: Callable[[], None] = lambda: None
-        self.on_message: Callable[[Message], None] = lambda _: None
+        self.on_message: Callable[[Message], object] = lambda _: None
         self.on_room: Callable[[], None] = lambda: None
         self.will: Callable[[], Message | None] = lambda: None
+        self.on_connecting: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._client: paho.Client | None = None
         self._lost = asyncio.Event()
+        self._again = False  # we left ourselves, to connect anew at once
         self._publishing = False
         self._inflight: set[int] = set()
         self._misc: asyncio.TimerHandle | None = None
@@ -118,6 +121,15 @@ class Connection:
         if self._client is not None:
             self._client.subscribe(topic, qos=qos)
 
+    def reconnect(self, why: str) -> None:
+        """Say goodbye (the broker forgets the will) and connect anew at once. Not to be called from paho's callbacks."""
+        if self._client is None or self.state != "up":
+            return
+        self._client.disconnect()
+        self._client.loop_write()
+        self.detail, self._again = why, True
+        self._lost.set()
+
     # --- the connection's life --------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -137,6 +149,9 @@ class Connection:
                     if time.monotonic() - self.since >= STABLE_S:
                         backoff = BACKOFF_MIN_S
                     self._down(self.detail or "the broker closed the connection")
+                if self._again:
+                    self._again = False
+                    continue
                 await asyncio.sleep(random.uniform(0, backoff))
                 backoff = min(backoff * 2, self.account.backoff_max_s)
         finally:
@@ -154,6 +169,7 @@ class Connection:
             await asyncio.to_thread(client.connect, account.host, account.port, account.keepalive_s)
         except (OSError, ValueError) as error:  # ValueError: a certificate that is none
             raise UplinkError(f"{account.host}:{account.port}: {error}", hint="retried by itself") from error
+        self.on_connecting()
         self._client = client
         self._watch(client)
         try:
@@ -242,8 +258,13 @@ class Connection:
             client.loop_misc()
             self._misc = self._loop.call_later(self.account.keepalive_s / 3, self._keep_alive, client)
 
-    def _received(self, _c: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
-        self.on_message(Message(message.topic, bytes(message.payload), message.retain))
+    def _received(self, client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
+        # paho holds a mutex here that publishing takes: an answer from within would wait for itself for ever
+        self._loop.call_soon(self._deliver, client, Message(message.topic, bytes(message.payload), message.retain))
+
+    def _deliver(self, client: paho.Client, message: Message) -> None:
+        if client is self._client:
+            self.on_message(message)
 
     def _acknowledged(
         self, client: paho.Client, _u: object, mid: int, _code: ReasonCode, _p: Properties | None
@@ -276,5 +297,6 @@ class Connection:
         """Say goodbye, so that the broker does not publish the will."""
         if self._client is not None and self.state == "up":
             self._client.disconnect()
+            self._client.loop_write()  # now: the selector will not be asked again
         self._turn("down", "stopped")
         self._drop()

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
-from gateway.config import Config, UplinkTable
-from gateway.contract import Batch, Inference, Sample, UplinkStatus, topic_ack, topic_up
+from gateway.config import Config, LiveTable, UplinkTable
+from gateway.contract import Batch, Event, Inference, Sample, SourceState, UplinkStatus, topic_ack, topic_up
 from gateway.errors import UplinkError
 from gateway.sync.backlog import Backlog, Store, decode_ack
-from gateway.sync.live import Live
+from gateway.sync.live import Live, Refuse, Setup, Write
 from gateway.sync.mqtt import Account, Connection, Message
 
 RETAINED_S = 0.05  # a broker sends what it retains right after its SUBACK: wait so long for the watermark
@@ -23,15 +24,23 @@ MAX_PASSWORD = 4096
 class Uplink:
     """Carries the backlog and the live values of one gateway to one broker."""
 
-    def __init__(self, config: Config, table: UplinkTable, store: Store) -> None:
+    def __init__(self, config: Config, table: UplinkTable, store: Store, write: Write, refuse: Refuse) -> None:
         self._gateway = config.gateway.id
         self._connection = connection = Connection(_account(config, table))
         self._backlog = Backlog(store, self._send, lambda: connection.room)
         self._live: Live | None = None
+        self._live_connection = connection
         if table.live is not None:
-            interval_s = table.live.min_interval_ms / 1000
-            self._live = Live(table.live.group, self._gateway, interval_s, connection.publish)
-            connection.will = self._live.will
+            if table.live.primary_host:  # it may send the edge node away, but not the backlog: docs/decisions.md
+                account = connection.account
+                self._live_connection = Connection(replace(account, client_id=f"{account.client_id}-live"))
+            self._live = live = Live(self._live_connection, live_setup(config, table, table.live), write, refuse)
+            self._live_connection.will = live.will
+            self._live_connection.on_connecting = live.connecting
+            if self._live_connection is not connection:
+                self._live_connection.on_up = live.start
+                self._live_connection.on_down = live.stop
+                self._live_connection.on_message = live.message
         connection.on_up = self._up
         connection.on_down = self._down
         connection.on_message = self._message
@@ -44,6 +53,8 @@ class Uplink:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._backlog.run(), name="backlog")
                 tasks.create_task(self._connection.run(), name="mqtt")
+                if self._live_connection is not self._connection:
+                    tasks.create_task(self._live_connection.run(), name="mqtt live")
         finally:
             self._down()
 
@@ -60,6 +71,15 @@ class Uplink:
         if self._live is not None:
             self._live.inference(inference)
 
+    def source(self, name: str, state: SourceState) -> None:
+        """A source is in this state."""
+        if self._live is not None:
+            self._live.source(name, state)
+
+    def event(self, event: Event) -> None:
+        if self._live is not None:
+            self._live.event(event)
+
     def status(self) -> UplinkStatus:
         connection = self._connection
         return UplinkStatus(
@@ -71,6 +91,7 @@ class Uplink:
             reconnects=max(0, connection.connects - 1),
             rewinds=self._backlog.rewinds,
             detail=connection.detail,
+            live=self._live.status() if self._live is not None else None,
         )
 
     def leave(self) -> None:
@@ -80,8 +101,7 @@ class Uplink:
 
     def _up(self) -> None:
         self._connection.subscribe(topic_ack(self._gateway))
-        if self._live is not None:
-            self._connection.subscribe(self._live.command_topic)
+        if self._live is not None and self._live_connection is self._connection:
             self._live.start()
         self._grace = asyncio.get_running_loop().call_later(RETAINED_S, self._backlog.start)
 
@@ -90,21 +110,35 @@ class Uplink:
             self._grace.cancel()
             self._grace = None
         self._backlog.stop()
-        if self._live is not None:
+        if self._live is not None and self._live_connection is self._connection:
             self._live.stop()
 
     def _send(self, batch: Batch) -> bool:
         return self._connection.publish(topic_up(self._gateway, batch.stream), batch.blob, qos=1)
 
     def _message(self, message: Message) -> None:
-        if self._live is not None and message.topic == self._live.command_topic:
-            self._live.command(message.payload)
+        if self._live is not None and self._live.message(message):
             return
         try:
             ack = decode_ack(message.payload)
         except msgspec.DecodeError:
             return  # anybody may write to a topic: what is no watermark moves nothing
         self._backlog.acknowledged(ack)
+
+
+def live_setup(config: Config, table: UplinkTable, live: LiveTable) -> Setup:
+    """The edge node that a config describes."""
+    where = "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{table.host}-{table.port}")
+    return Setup(
+        group=live.group,
+        node=config.gateway.id,
+        interval_s=live.min_interval_ms / 1000,
+        devices={s.name: tuple(p.name for p in config.pipeline if p.source == s.name) for s in config.source},
+        alarms=tuple(rule.name for rule in config.rule),
+        bdseq_file=config.data_dir / f"bdseq-{where}",
+        primary_host=live.primary_host,
+        flush_historical=live.flush_historical,
+    )
 
 
 def _account(config: Config, table: UplinkTable) -> Account:
