@@ -50,6 +50,7 @@ from gateway.sync.uplink import Uplink
 log = logging.getLogger("octogate")
 _LEVEL = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ALARM: logging.ERROR}
 NEWEST_EVENTS = 50
+LEAVE_S = 0.5  # a disk that takes longer does not hold up an end
 _encode = msgspec.json.Encoder().encode
 
 
@@ -90,7 +91,7 @@ async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = l
                 app.start(tasks)
                 ready()
                 await stop.wait()
-                app.leave()
+                await app.leave()
                 raise _Stopped
         except* _Stopped:
             log.info("stopping: storing what is still open")
@@ -151,9 +152,11 @@ class App:
             notify = partial(self.notify, "panel")
             tasks.create_task(panel_process.supervise(self.config, self.config.panel, notify), name="panel")
 
-    def leave(self) -> None:
-        """Said before the tasks are cancelled."""
-        self.notify("gateway", "gateway.stopping", "point", Severity.INFO, "stopping in good order")
+    async def leave(self) -> None:
+        """Said before the tasks are cancelled; goes out with whatever is on disk by then."""
+        message = "stopping in good order"
+        event = Event("gateway.stopping", "gateway", "point", Severity.INFO, self.clock.now(), message)
+        await asyncio.wait([self._event(event)], timeout=LEAVE_S)
         if self._uplink is not None:
             self._uplink.leave()
 
@@ -264,10 +267,10 @@ class App:
         """An event about the gateway itself."""
         self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
 
-    def _event(self, event: Event) -> None:
+    def _event(self, event: Event) -> asyncio.Future[None]:
         log.log(_LEVEL[event.severity], "%s %s %s: %s", event.name, event.state, event.origin, event.message)
         self._events.appendleft(event)
-        self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
+        return self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
 
     # --- what others see --------------------------------------------------------------------------------------
 
