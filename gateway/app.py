@@ -204,9 +204,7 @@ class App:
 
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
-    def samples(
-        self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None
-    ) -> asyncio.Future[None]:
+    def samples(self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None) -> asyncio.Future[None]:
         """From a source: stored, looked at by rules, cut into windows, shown live."""
         done = self.spool.append_samples(samples, mark, since)
         for sample in samples:
