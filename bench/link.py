@@ -213,7 +213,7 @@ def main() -> None:
     for row in decoded:
         print("decode  frame {frame:3}: {us_frame:6.2f} us, bare {bare_us_frame:6.2f} us, {ratio:.2f}x".format(**row))
     received = []
-    for frame, count, rate in ((1, 400_000, 0.0), (50, 4_000_000, 0.0), (1, 1500, 300.0)):
+    for frame, count, rate in ((1, 400_000, 0.0), (50, 4_000_000, 0.0), (1, 4500, 300.0)):
         for who in ("NodeSource", "SerialPort", "bare"):
             runs = [asyncio.run(receive(frame, count, rate, who)) for _ in range(args.rounds if not rate else 1)]
             row = {

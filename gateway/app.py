@@ -52,6 +52,7 @@ from gateway.writes import Writes
 log = logging.getLogger("octogate")
 _LEVEL = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ALARM: logging.ERROR}
 NEWEST_EVENTS = 50
+LEAVE_S = 0.5  # a disk that takes longer does not hold up an end
 _encode = msgspec.json.Encoder().encode
 
 
@@ -92,7 +93,7 @@ async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = l
                 app.start(tasks)
                 ready()
                 await stop.wait()
-                app.leave()
+                await app.leave()
                 raise _Stopped
         except* _Stopped:
             log.info("stopping: storing what is still open")
@@ -155,14 +156,18 @@ class App:
             notify = partial(self.notify, "panel")
             tasks.create_task(panel_process.supervise(self.config, self.config.panel, notify), name="panel")
 
-    def leave(self) -> None:
-        """Said before the tasks are cancelled."""
-        self.notify("gateway", "gateway.stopping", "point", Severity.INFO, "stopping in good order")
+    async def leave(self) -> None:
+        """Said before the tasks are cancelled; goes out with whatever is on disk by then."""
+        message = "stopping in good order"
+        event = Event("gateway.stopping", "gateway", "point", Severity.INFO, self.clock.now(), message)
+        await asyncio.wait([self._event(event)], timeout=LEAVE_S)
         if self._uplink is not None:
             self._uplink.leave()
 
     def _make_source(self, table: SourceTable) -> Source:
         if isinstance(table, NodeTable):
+            port = table.port if "://" in table.port else str(self.config.path(table.port))
+            table = msgspec.structs.replace(table, port=port)
             return NodeSource(table, self.spool.mark(table.name), self.clock)
         return PictureReplay(table, self.config.path(table.folder), self.clock)
 
@@ -274,12 +279,13 @@ class App:
         """An event about the gateway itself."""
         self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
 
-    def _event(self, event: Event) -> None:
-        log.log(_LEVEL[event.severity], "%s %s %s: %s", event.name, event.state, event.origin, event.message)
+    def _event(self, event: Event) -> asyncio.Future[None]:
+        about = "" if event.message.startswith(event.origin) else f"{event.origin}: "
+        log.log(_LEVEL[event.severity], "%s %s: %s%s", event.name, event.state, about, event.message)
         self._events.appendleft(event)
-        self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
         if self._uplink is not None:
             self._uplink.event(event)
+        return self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
 
     # --- what others see --------------------------------------------------------------------------------------
 

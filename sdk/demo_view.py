@@ -80,12 +80,14 @@ class View:
         moment = self._moment
         half = width // 2
         layout = Layout()
-        spare = max(0, height - 24)
+        status = moment.status
+        wanted = max(sum(1 + len(s.values) for s in status.streams), 4 * len(status.pipelines))
+        upper = 8 + min(max(0, wanted - 6), max(0, height - 24) // 2)
         layout.split_column(
             Layout(self._head(moment, width), size=2),
-            Layout(name="upper", size=8 + min(4, spare // 3)),
+            Layout(name="upper", size=upper),
             Layout(name="middle", size=7),
-            Layout(self._events(moment.status.events, max(1, height - 19 - min(4, spare // 3)))),
+            Layout(self._events(status.events, max(1, height - upper - 11))),
         )
         layout["upper"].split_row(
             Layout(_panel("Streams", self._streams(moment.status.streams, half - 4))),
@@ -147,10 +149,16 @@ class View:
             Text.assemble("delivered ", (f"{moment.delivered:,}", "bold green"), f"  waiting {spool.backlog:,}"),
         ]
         style = STATE_STYLE.get(link.state, "")
-        lines.append(Text.assemble("uplink ", (f"● {link.state}", style), f" {link.since_s:.0f} s  {link.broker}"))
+        lines.append(
+            Text.assemble(
+                "uplink ",
+                (f"● {link.state}", style),
+                f"{f' {link.since_s:.0f} s' if link.state == 'up' else ''}  {link.broker}",
+            )
+        )
         lines.append(Text(f"batches {link.sent:,}  reconnects {link.reconnects}  rewinds {link.rewinds}", "dim"))
         if moment.away_s is not None:
-            lines.append(Text(f" BROKER TAKEN AWAY {moment.away_s:.0f} s: kept on disk ", "bold white on red"))
+            lines.append(Text(f" BROKER AWAY {moment.away_s:.0f} s: kept on disk ", "bold white on red"))
         elif moment.outage_s:
             lines.append(Text(f"the broker was away for {moment.outage_s:.0f} s", "yellow"))
         else:

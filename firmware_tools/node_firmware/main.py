@@ -2,8 +2,8 @@
 import json
 
 import sensors
-from octolink import DATA_OVERHEAD, Link
 
+FRAME_OVERHEAD = 17  # octolink.DATA_OVERHEAD
 LATE_US = 1000000  # so far behind (a debugger, a stalled file system) the schedule starts anew
 
 
@@ -19,14 +19,13 @@ def run(config):
     sensor = make_sensor(config)
     n, rate = config.get("frame", 10), config["rate"]
     size = sensors.record_size(sensor.channels)
+    slot, ring = FRAME_OVERHEAD + n * size, config.get("ring", 256)
+    slab = bytearray(slot * ring)
+    # only now: compiling this file leaves the heap in pieces, too small for the ring
+    from octolink import Link
+
     stream = {"id": 0, "name": config["stream"], "channels": sensor.channels, "rate": rate}
-    link = Link(
-        config["node"],
-        [stream],
-        ring=config.get("ring", 256),
-        slot=DATA_OVERHEAD + n * size,
-        piece=config.get("piece", 64),
-    )
+    link = Link(config["node"], [stream], ring, slot, config.get("piece", 64), slab=slab)
     sample(link, sensor, n, size, rate)
 
 

@@ -1,7 +1,7 @@
 # The node's half of the Octogate link; docs/link.md is its specification.
 #
 # MicroPython 1.19 or newer, and CPython unchanged. Memory is set aside once: `ring` slots of `slot` bytes; a loop
-# allocates little more than the frame that is being sent. The ring of the default config takes 47 kB: an RP2040 has
+# allocates little more than the frame that is being sent. The ring of the default config takes 25 kB: an RP2040 has
 # about 190 kB of heap.
 import binascii
 import json
@@ -22,7 +22,7 @@ BLOB_PIECE = 1024
 LINE_MAX = 512
 CONTROL_MAX = 8  # answers that wait to be sent; the oldest goes first
 PROBE_US = (2000000, 60000000)  # un-acked frames and silence: the newest is sent again after so long
-LENGTHS = [bytes((i,)) for i in range(256)]
+CODES = bytes(range(256))
 
 try:
     ticks_us, ticks_diff = time.ticks_us, time.ticks_diff
@@ -69,7 +69,8 @@ def cobs(raw):
             out.append(b"\xff")
             out.append(part[:254])
             part = part[254:]
-        out.append(LENGTHS[len(part) + 1])
+        n = len(part) + 1
+        out.append(CODES[n : n + 1])
         out.append(part)
     out.append(b"\0")
     return b"".join(out)
@@ -89,10 +90,11 @@ class Link:
         ring: frames kept, under 32768; when all are un-acked the oldest is overwritten, counted and told.
         slot: bytes of the largest frame: 17 + records.
         piece: bytes written at once; a board's USB buffer takes 64.
+        slab: a bytearray of ring * slot bytes, if the program has set one aside before the heap was in pieces.
         on_command: called with a CMD's JSON, returns what the REPLY says.
     """
 
-    def __init__(self, node, streams, ring=256, slot=177, piece=64, on_command=None):
+    def __init__(self, node, streams, ring=256, slot=177, piece=64, on_command=None, slab=None):
         self.clock = Clock()
         self.node = node
         self.streams = streams
@@ -101,7 +103,7 @@ class Link:
         self._ring = ring
         self._slot = slot
         self._piece = piece
-        self._slab = memoryview(bytearray(ring * slot))
+        self._slab = memoryview(slab or bytearray(ring * slot))
         self._lengths = array("H", bytes(2 * ring))
         self._counts = array("H", bytes(2 * ring))
         self._wraps = array("H", bytes(2 * ring))  # the high half of the frame's time

@@ -24,6 +24,9 @@ class Alarms:
     def clear(self, name: str) -> None:
         self._at.pop(name, None)  # the timer stays: ringing for nothing is cheaper than re-arming
 
+    def is_set(self, name: str) -> bool:
+        return name in self._at
+
     def due(self) -> list[str]:
         """The names whose time has come, each once."""
         if self._handle is not None:

@@ -29,6 +29,7 @@ HELLO_S = (0.5, 5.0)  # first and longest pause before HELLO is said again
 ANSWER_S = 0.5  # a NAK or a first PING unanswered for so long is said again
 PINGS = 5  # round trips after HELLO, before data is asked for
 PING_S = 30.0
+TELL_S = 5.0  # losses and nonsense are told at most so often
 _OVERHEAD = 18  # bytes a segment of a sample takes beside its records
 _CALM = (SourceState.STARTING, SourceState.OK)
 
@@ -66,6 +67,7 @@ class NodeSource:
         self._taken = mark  # handed to the sink
         self._groups: deque[_Group] = deque()
         self._unstored = 0
+        self._overrun = 0  # readings lost and not told yet
         self._refused = ""
         self._port: SerialPort | None = None
         self._hello: Hello | None = None  # of this connection
@@ -157,8 +159,11 @@ class NodeSource:
             self._pour(samples)
         while receiver.messages:
             self._message(receiver.messages.popleft())
-        while receiver.faults:
-            self._point("source.fault", Severity.WARNING, str(receiver.faults.popleft()))
+        if receiver.faults:
+            if not self._alarms.is_set("fault"):
+                self._point("source.fault", Severity.WARNING, str(receiver.faults[-1]))
+                self._alarms.set("fault", TELL_S)
+            receiver.faults.clear()
         if receiver.gap and self._loop.time() - self._nak_at > ANSWER_S:
             self._nak()
 
@@ -272,15 +277,18 @@ class NodeSource:
         self._alarms.set("ping", PING_S)
         if self._state is not SourceState.SILENT:  # that ends with data only
             self._settle()
-        if resume.lost_readings or resume.lost_frames:
-            self._point(
-                "source.overrun",
-                Severity.ALARM,
-                f"node '{self._hello.node}' overwrote {resume.lost_readings} readings before they were taken",
-                readings=resume.lost_readings,
-                frames=resume.lost_frames,
-                resumed_at=resume.first,
-            )
+        self._overrun += resume.lost_readings
+        if self._overrun and not self._alarms.is_set("overrun"):
+            self._overran()
+
+    def _overran(self) -> None:
+        """Tells what is gone, at most once in a while: a node that is always too fast shall not fill the spool."""
+        lost, self._overrun = self._overrun, 0
+        if lost and self._hello:
+            self._alarms.set("overrun", TELL_S)
+            what = f"node '{self._hello.node}' overwrote {lost} readings before they were taken"
+            hint = "make its ring larger or its rate lower, or look for what holds up the line or the disk"
+            self._point("source.overrun", Severity.ALARM, f"{what} ({hint})", readings=lost)
 
     def _rang(self, alarm: str) -> None:
         if alarm == "hello":
@@ -291,6 +299,8 @@ class NodeSource:
         elif alarm == "ping":
             self._ping()
             self._alarms.set("ping", PING_S)
+        elif alarm == "overrun":
+            self._overran()
         elif alarm == "silent" and self._config.silent_s:
             left = self._data_at + self._config.silent_s - self._loop.time()
             if left <= 0 and self._port and not self._port.paused:

@@ -17,7 +17,7 @@ Spec = tuple[str, str, Callable[[Any], float]]
 
 SOURCE_COUNTERS: tuple[Spec, ...] = (
     ("source_readings", "Readings taken from the wire, in order, this run.", lambda s: s.readings),
-    ("source_pictures", "Pictures taken this run.", lambda s: s.frames),
+    ("source_frames", "Pictures, or frames of a node's line, taken this run.", lambda s: s.frames),
     (
         "source_dropped",
         "Pictures replaced by a newer one, or readings a node's ring overwrote.",

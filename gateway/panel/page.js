@@ -1,94 +1,11 @@
-"use strict";
 // One poll a second while the tab is seen. Text from the gateway only ever becomes text nodes, never markup.
+
+import {
+  $, el, svg, say, keep, facts, chip, whole, ms, plural, unit, bytes, span, reading, rate, perSecond,
+} from "./tools.js";
 
 const POLL_MS = 1000;
 const HISTORY = 90; // points of a sparkline, one a poll
-const SVG = "http://www.w3.org/2000/svg";
-const $ = (id) => document.getElementById(id);
-
-// --- small tools ---------------------------------------------------------------------------------------------
-
-function el(tag, className = "", ...children) {
-  const node = document.createElement(tag);
-  if (className) node.className = className;
-  node.append(...children);
-  return node;
-}
-
-function svg(tag, attributes = {}) {
-  const node = document.createElementNS(SVG, tag);
-  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  return node;
-}
-
-/** Set text only when it changed, so that screen readers and selections are left in peace. */
-function say(node, text) {
-  if (node.textContent !== text) node.textContent = text;
-}
-
-/** Children of `parent` for `items`, each kept by its key: made once, updated in place, removed when gone. */
-function keep(parent, items, key, make, update) {
-  const old = (parent.kept ??= new Map());
-  const seen = new Map();
-  items.forEach((item, i) => {
-    const name = key(item);
-    const node = old.get(name) ?? make(item);
-    seen.set(name, node);
-    if (parent.children[i] !== node) parent.insertBefore(node, parent.children[i] ?? null);
-    update(node, item);
-  });
-  for (const [name, node] of old) if (!seen.has(name)) node.remove();
-  parent.kept = seen;
-}
-
-/** A definition list from pairs [label, text]. */
-function facts(node, pairs) {
-  keep(node, pairs, (p) => p[0], (p) => el("div", "", el("dt", "", p[0]), el("dd")), (row, p) => say(row.lastChild, p[1]));
-}
-
-function chip(node, text, tone) {
-  say(node, text);
-  node.dataset.tone = tone;
-}
-
-const whole = (n) => Math.round(n).toLocaleString("en");
-const ms = (n) => (n < 10 ? n.toFixed(1) : whole(n)) + " ms";
-const plural = (n, one, many = one + "s") => `${whole(n)} ${n === 1 ? one : many}`;
-const UNITS = { Cel: "°C", "%": "%", "m/s2": "m/s²" }; // UCUM as people read it
-const unit = (code) => UNITS[code] ?? code ?? "";
-
-function bytes(n) {
-  if (n < 1e5) return (n / 1024).toFixed(1) + " KiB";
-  return n < 1e9 ? (n / 1048576).toFixed(1) + " MiB" : (n / 1073741824).toFixed(2) + " GiB";
-}
-
-function span(s) {
-  if (s < 60) return Math.floor(s) + " s";
-  if (s < 3600) return `${Math.floor(s / 60)} min ${Math.floor(s % 60)} s`;
-  return s < 86400 ? `${Math.floor(s / 3600)} h ${Math.floor((s % 3600) / 60)} min` : `${Math.floor(s / 86400)} d ${Math.floor((s % 86400) / 3600)} h`;
-}
-
-function reading(v) {
-  const size = Math.abs(v);
-  return size >= 1000 ? whole(v) : v.toFixed(size >= 100 ? 1 : size >= 10 ? 2 : 3);
-}
-
-/** Growth a second of a counter between polls, smoothed a little; null until it is known. */
-const counters = new Map();
-function rate(name, value, now) {
-  const last = counters.get(name);
-  if (!last || value < last.value) {
-    counters.set(name, { value, now, rate: null });
-    return null;
-  }
-  const seconds = (now - last.now) / 1000;
-  if (seconds < 0.4) return last.rate;
-  const fresh = (value - last.value) / seconds;
-  const smooth = last.rate === null ? fresh : 0.5 * last.rate + 0.5 * fresh;
-  counters.set(name, { value, now, rate: smooth });
-  return smooth;
-}
-const perSecond = (r) => (r === null ? "–" : r >= 20 ? whole(r) : r.toFixed(1));
 
 // --- what is wrong -------------------------------------------------------------------------------------------
 
@@ -103,7 +20,7 @@ function problemsOf(s) {
   for (const x of s.sources) if (x.state !== "ok") found.push([SOURCE_TONE[x.state], `Source ${x.name} is ${x.state}${x.detail ? ": " + x.detail : ""}`]);
   for (const m of s.models) if (m.state !== "ready") found.push([MODEL_TONE[m.state], `Model ${m.name} is ${m.state}${m.detail ? ": " + m.detail : ""}`]);
   if (s.spool.state !== "ok") found.push(["bad", `Spool is ${s.spool.state}${s.spool.detail ? ": " + s.spool.detail : ""}`]);
-  if (s.uplink.state === "down") found.push(["warn", `Broker away for ${span(s.uplink.since_s)}: ${plural(s.spool.backlog, "row")} wait safely on disk`]);
+  if (s.uplink.state === "down") found.push(["warn", `Broker away: ${plural(s.spool.backlog, "row")} wait safely on disk`]);
   if (s.uplink.state === "connecting") found.push(["info", `Connecting to ${s.uplink.broker}`]);
   for (const e of raised(s.events)) found.push([SEVERITY_TONE[e.severity], `${e.name} (${e.origin}): ${e.message}`]);
   return found.sort((a, b) => RANK.indexOf(b[0]) - RANK.indexOf(a[0]));
@@ -129,7 +46,7 @@ function headline(level, verdict, because) {
 function showHeadline(s) {
   const problems = problemsOf(s);
   const level = problems.length ? problems[0][0] : "ok";
-  const waiting = s.uplink.state === "off" ? "kept on disk, no uplink is set" : s.spool.backlog ? "stored, on its way to the consumer" : "stored and delivered";
+  const waiting = s.uplink.state === "off" ? "kept on disk, no uplink is set" : s.spool.backlog ? "stored and being delivered" : "stored and delivered";
   if (level === "ok") headline("ok", "All good", `${plural(s.sources.length, "source")}, ${plural(s.models.length, "model")}: everything is ${waiting}.`);
   else if (level === "info") headline("info", "Starting", problems.map((p) => p[1]).join(" · "));
   else {
@@ -148,7 +65,7 @@ function showHeadline(s) {
 
 function showTop(s, now) {
   say($("gateway"), s.gateway);
-  facts($("facts"), [["Octogate", s.version], ["up", span(s.process.uptime_s)], ["memory", bytes(s.process.rss_bytes)], ["CPU", span(s.process.cpu_s)]]);
+  facts($("facts"), [["Octogate", s.version], ["up", span(s.process.uptime_s)], ["memory", bytes(s.process.rss_bytes)], ["CPU", s.process.cpu_s.toFixed(1) + " s"]]);
   const sum = (of) => s.streams.reduce((total, stream) => total + stream[of], 0);
   const stored = sum("next_seq");
   facts($("totals"), [
@@ -165,6 +82,8 @@ function headed(className = "") {
   return Object.assign(node, { heading: title, state, end });
 }
 
+const isCamera = (source) => source.kind === "pictures" || source.kind === "camera";
+
 function showSources(s, now) {
   keep($("sources"), s.sources, (x) => x.name, () => {
     const node = headed();
@@ -174,7 +93,7 @@ function showSources(s, now) {
     node.end.append(node.value, el("span", "unit", "/s"));
     return node;
   }, (node, x) => {
-    const camera = x.frames > 0 || x.kind !== "node";
+    const camera = isCamera(x);
     say(node.heading, x.name);
     chip(node.state, x.state, SOURCE_TONE[x.state] ?? "");
     say(node.value, perSecond(rate("source " + x.name, camera ? x.frames : x.readings, now)) + " ");
@@ -223,7 +142,8 @@ function draw(node, values) {
 }
 
 function showStreams(s, now) {
-  keep($("streams"), s.streams, (x) => x.name, () => {
+  const streams = [...s.streams].sort((a, b) => Object.keys(b.values ?? {}).length - Object.keys(a.values ?? {}).length);
+  keep($("streams"), streams, (x) => x.name, () => {
     const node = headed("stream");
     node.state.remove();
     node.channels = node.appendChild(el("div", "channels"));
@@ -314,7 +234,7 @@ function showEvents(s) {
     const time = el("time", "", e.stamp.wall_ns ? new Date(e.stamp.wall_ns / 1e6).toLocaleTimeString("en-GB") : "no clock");
     const state = el("span", "chip", e.state === "point" ? e.severity : e.state);
     state.dataset.tone = e.state === "cleared" ? "" : SEVERITY_TONE[e.severity];
-    return el("li", "", time, el("span", "", state), el("span", "", el("b", "", e.name), ` ${e.origin} `, el("span", "note", e.message)));
+    return el("li", "", time, el("span", "", state), el("span", "", el("b", "", e.name), e.message.startsWith(e.origin) ? " " : ` ${e.origin} `, el("span", "note", e.message)));
   }, () => {});
 }
 
@@ -381,8 +301,8 @@ async function loadPicture(node, source) {
 }
 
 function showPictures(s) {
-  keep($("pictures"), s.sources.filter((x) => x.frames > 0), (x) => x.name, makePicture, (node, x) => void loadPicture(node, x));
-  $("pictures-card").hidden ||= !s.sources.some((x) => x.frames > 0);
+  keep($("pictures"), s.sources.filter((x) => isCamera(x) && x.frames > 0), (x) => x.name, makePicture, (node, x) => void loadPicture(node, x));
+  $("pictures-card").hidden ||= !s.sources.some(isCamera);
 }
 addEventListener("resize", () => { for (const node of $("pictures").children) drawBoxes(node, node.found ?? []); });
 

@@ -27,6 +27,7 @@ HERE = Path(__file__).parent
 ASSETS = {
     "/": ("page.html", "text/html"),
     "/page.js": ("page.js", "text/javascript"),
+    "/tools.js": ("tools.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
 }
 HEADERS = {
@@ -219,7 +220,11 @@ async def _newest_picture(request: web.Request, seq: int | None = None) -> Pictu
     daemon = request.app[DAEMON]
     if all(source.name != name for source in (await daemon.status()).sources):
         raise web.HTTPNotFound(text=f"there is no source '{name}'")
-    if (picture := await daemon.picture(name, seq)) is None:
+    try:
+        picture = await daemon.picture(name, seq)
+    except ControlError as error:  # it answered a moment ago: there is none
+        raise web.HTTPNotFound(text=error.what) from error
+    if picture is None:
         raise web.HTTPNotFound(text=f"source '{name}' has no such picture yet")
     return picture
 

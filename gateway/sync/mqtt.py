@@ -161,8 +161,12 @@ class Connection:
         self._lost.clear()
         self._inflight.clear()
         accepted: asyncio.Future[None] = self._loop.create_future()
-        client = self._make(accepted)
         account = self.account
+        try:
+            client = self._make(accepted)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            files = ", ".join(filter(None, (account.ca_file, account.cert_file, account.key_file)))
+            raise UplinkError(f"cannot use {files}: {error}", hint="check uplink.ca_file and its fellows") from error
         if self.state != "connecting":
             self._turn("connecting", self.detail)
         try:
@@ -280,7 +284,9 @@ class Connection:
         self.on_down()
 
     def _turn(self, state: str, detail: str) -> None:
-        self.state, self.detail, self.since = state, detail, time.monotonic()
+        if (state == "up") != (self.state == "up"):  # attempts to connect are part of one outage
+            self.since = time.monotonic()
+        self.state, self.detail = state, detail
 
     def _drop(self) -> None:
         client, self._client = self._client, None

@@ -173,3 +173,15 @@ def test_a_wrong_password_is_said_so(tmp_path: Path) -> None:
                 assert "refused" in status.uplink.detail and "uplink.username" in status.uplink.detail
 
     asyncio.run(scenario())
+
+
+@pytest.mark.timeout(60)
+def test_a_file_that_is_no_certificate_is_named(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        with mosquitto(tmp_path / "mosquitto") as broker:
+            (broker.folder / "none.pem").write_text("no certificate")
+            async with daemon(tmp_path, config(tmp_path, broker, ca="none.pem")) as gateway:
+                status = await refused(gateway)
+                assert "none.pem" in status.uplink.detail and "uplink.ca_file" in status.uplink.detail
+
+    asyncio.run(scenario())

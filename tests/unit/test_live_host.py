@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -147,7 +148,7 @@ def test_what_was_missed_follows_the_births_as_historical(tmp_path: Path) -> Non
         counts = [m for m in flushed.metrics if names[m.alias] == "power/count"]
         assert [m.value for m in counts] == [start + first for first in (1, 21, 41, 61, 81)]  # one an interval
         stamps = [m.timestamp or 0 for m in counts]
-        assert all(later - earlier in (99, 100, 101) for earlier, later in zip(stamps, stamps[1:], strict=False))
+        assert all(later - earlier in (99, 100, 101) for earlier, later in pairwise(stamps))
         assert [m.value for m in flushed.metrics if names[m.alias].endswith("label")] == ["idle"]
         bench.link.take()
         bench.ncmd(REBIRTH)

@@ -98,7 +98,7 @@ def test_unit_and_quality_travel_as_properties(unit: str, quality: int | None) -
 )
 def test_a_value_that_does_not_fit_its_metric_is_refused(field: int, raw: int, datatype: int) -> None:
     (received,) = decode(b"\x12" + varint(len(body := put_varint(field, raw))) + body)
-    with pytest.raises(ValueError, match="fit|width"):
+    with pytest.raises(ValueError, match=r"fit|width"):
         received.typed(datatype)
 
 
