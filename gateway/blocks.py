@@ -30,12 +30,14 @@ class PictureAck(msgspec.Struct, frozen=True):
         name, sha256: which one (hex).
         next: the first block that it lacks; the number of blocks when it has all.
         done: the whole file has this digest and is on disk.
+        refused: all blocks were there, and the digest was another: from the start.
     """
 
     name: str
     sha256: str
     next: int
     done: bool = False
+    refused: bool = False
 
 
 decode_ack = msgspec.json.Decoder(PictureAck).decode

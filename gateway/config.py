@@ -66,7 +66,7 @@ class UplinkTable(Table, frozen=True):
     key_file: str = ""
     keepalive_s: Annotated[int, Meta(ge=5, le=600)] = 15
     backoff_max_s: Annotated[float, Meta(ge=0.1, le=600)] = 120.0
-    window: Annotated[int, Meta(ge=1, le=50)] = 20  # unacknowledged publishes under way
+    window: Annotated[int, Meta(ge=1, le=50)] = 50  # unacknowledged publishes under way
     backlog_kib_s: Annotated[float, Meta(ge=0)] = 0.0  # how fast what has waited goes out; 0 is without limit
     pictures: Literal["none", "events"] = "none"  # which of the kept pictures are sent
     live: LiveTable | None = None

@@ -55,7 +55,7 @@ class Receiver:
                 return PictureAck(block.name, digest, have)
             if part.stat().st_size != block.size or _digest(part) != block.sha256:
                 part.unlink()  # mixed up, or holes of a power cut: from the start
-                return PictureAck(block.name, digest, 0)
+                return PictureAck(block.name, digest, 0, refused=True)
             _keep(part, path)
         except OSError as error:
             raise StoreError(f"{path}: cannot store the picture: {error.strerror}", hint="check the disk") from error

@@ -34,7 +34,7 @@ class Account:
     client_id: str
     protocol: str = "3.1.1"  # or "5"
     keepalive_s: int = 15
-    window: int = 20
+    window: int = 50
     backoff_max_s: float = 120.0
     username: str = ""
     password: Callable[[], str] | None = None

@@ -153,7 +153,7 @@ class Pictures:
                     await asyncio.to_thread(self._shelf.delivered, name)
                     self.delivered += 1
                     return
-                refusals += ack.next == 0 and sent == blocks
+                refusals += ack.refused
                 if refusals >= REFUSALS:
                     log.warning(
                         "uplink: %s: the receiver found another digest %d times; left for later", name, refusals
@@ -161,7 +161,7 @@ class Pictures:
                     self._skip.add(name)
                     return
                 # back only if it has lost what it had: going back at each word that moves nothing would never end
-                sent = ack.next if ack.next < has else max(sent, ack.next)
+                sent = ack.next if ack.next < has or ack.refused else max(sent, ack.next)
                 has, wait_s = ack.next, ANSWER_S
             while sent < min(blocks, has + AHEAD) and self._room() and self._send(picture.block(sent)):
                 sent += 1
