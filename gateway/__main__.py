@@ -107,7 +107,7 @@ def _summary(path: Path, config: Config) -> str:
         f"  pipeline  {p.name}: {p.source}{'/' + p.stream if p.stream else ''} -> {p.model}" for p in config.pipeline
     ]
     lines += [f"  rule      {r.name}: {r.__struct_config__.tag}" for r in config.rule]
-    lines.append(f"  uplink    {f'{config.uplink.host}:{config.uplink.port}' if config.uplink else 'none'}")
+    lines += [f"  uplink    {u.name}: {u.host}:{u.port}" for u in config.uplink] or ["  uplink    none"]
     lines.append(f"  panel     {f'http://{config.panel.host}:{config.panel.port}' if config.panel else 'none'}")
     if config.trust.allow_unsigned:
         lines.append("  WARNING   trust.allow_unsigned: unsigned models are run; for development only")

@@ -24,6 +24,7 @@ from gateway.config import Config, ModelTable, PipelineTable, SourceTable
 from gateway.config import NodeSource as NodeTable
 from gateway.contract import (
     EVENTS_STREAM,
+    Batch,
     BatchKind,
     Event,
     Frame,
@@ -46,6 +47,7 @@ from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.store.pictures import Pictures
 from gateway.store.spool import Spool
+from gateway.store.watermarks import Watermarks
 from gateway.sync.uplink import Uplink
 from gateway.writes import Writes
 
@@ -113,7 +115,7 @@ class App:
         self._sensor_pipelines: dict[str, list[SensorPipeline]] = {}  # by stream
         self._camera_pipelines: dict[str, list[CameraPipeline]] = {}  # by source
         self._pipelines: list[Pipeline] = []
-        self._uplink: Uplink | None = None
+        self._uplinks: list[Uplink] = []
         self._newest: dict[str, Sample] = {}
         self._frames: dict[str, Frame] = {}  # source -> newest picture that was looked at, or simply newest
         self._seen: dict[str, Inference] = {}  # source -> what was seen on that picture
@@ -136,9 +138,12 @@ class App:
         for source in config.source:
             self._sources.append(self._make_source(source))
         self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
-        if config.uplink is not None:
-            self._uplink = Uplink(config, config.uplink, self.spool, self._writes.put, self._writes.refuse)
-            self.spool.on_commit = self._uplink.committed
+        watermarks = Watermarks(self.spool, [table.name for table in config.uplink])
+        self._uplinks = [
+            Uplink(config, table, watermarks.for_uplink(table.name), self._writes.put, self._writes.refuse)
+            for table in config.uplink
+        ]
+        self.spool.on_commit = self._committed
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start every part as a named task of `tasks`."""
@@ -150,8 +155,8 @@ class App:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
         tasks.create_task(self._writes.run(), name="writes")
-        if self._uplink is not None:
-            tasks.create_task(self._uplink.run(), name="uplink")
+        for uplink in self._uplinks:
+            tasks.create_task(uplink.run(), name=f"uplink {uplink.name}")
         if self.config.panel is not None:
             notify = partial(self.notify, "panel")
             tasks.create_task(panel_process.supervise(self.config, self.config.panel, notify), name="panel")
@@ -161,8 +166,8 @@ class App:
         message = "stopping in good order"
         event = Event("gateway.stopping", "gateway", "point", Severity.INFO, self.clock.now(), message)
         await asyncio.wait([self._event(event)], timeout=LEAVE_S)
-        if self._uplink is not None:
-            self._uplink.leave()
+        for uplink in self._uplinks:
+            uplink.leave()
 
     def _make_source(self, table: SourceTable) -> Source:
         if isinstance(table, NodeTable):
@@ -218,9 +223,13 @@ class App:
             self._rules.sample(sample)
             for pipeline in self._sensor_pipelines.get(sample.stream, ()):
                 pipeline.sample(sample)
-            if self._uplink is not None:
-                self._uplink.sample(sample)
+            for uplink in self._uplinks:
+                uplink.sample(sample)
         return done
+
+    def _committed(self, batches: Sequence[Batch]) -> None:
+        for uplink in self._uplinks:
+            uplink.committed(batches)
 
     def frame(self, frame: Frame) -> None:
         """From a camera: handed to its pipelines; without one it is only shown."""
@@ -229,14 +238,14 @@ class App:
             pipeline.frame(frame)
         if not pipelines:
             self._frames[frame.source] = frame
-        if self._uplink is not None:
-            self._uplink.source(frame.source, SourceState.OK)
+        for uplink in self._uplinks:
+            uplink.source(frame.source, SourceState.OK)
 
     def source_turned(self, name: str) -> None:
         """Something happened to a source: the live plane is told how it is now."""
         source = next(source for source in self._sources if source.name == name)
-        if self._uplink is not None:
-            self._uplink.source(name, source.status().state)
+        for uplink in self._uplinks:
+            uplink.source(name, source.status().state)
 
     def _inferred(self, inference: Inference, frame: Frame | None) -> None:
         self.spool.append_row(inference.pipeline, BatchKind.INFERENCES, _encode(inference))
@@ -244,8 +253,8 @@ class App:
             self._frames[frame.source], self._seen[frame.source] = frame, inference
         self._frame_of_change = frame
         self._rules.inference(inference)
-        if self._uplink is not None:
-            self._uplink.inference(inference)
+        for uplink in self._uplinks:
+            uplink.inference(inference)
 
     def _changed(self, change: Change) -> None:
         if change.keep_picture and self._frame_of_change is not None:
@@ -274,6 +283,8 @@ class App:
                     self._record(change, picture_lost=str(error))
                 else:
                     self._record(change, picture=name, sha256=digest)
+                    for uplink in self._uplinks:
+                        uplink.picture_kept()
 
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
         """An event about the gateway itself."""
@@ -283,13 +294,14 @@ class App:
         about = "" if event.message.startswith(event.origin) else f"{event.origin}: "
         log.log(_LEVEL[event.severity], "%s %s: %s%s", event.name, event.state, about, event.message)
         self._events.appendleft(event)
-        if self._uplink is not None:
-            self._uplink.event(event)
+        for uplink in self._uplinks:
+            uplink.event(event)
         return self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
 
     # --- what others see --------------------------------------------------------------------------------------
 
     def status(self) -> GatewayStatus:
+        uplinks = tuple(uplink.status() for uplink in self._uplinks)
         allow_unsigned = self.config.trust.allow_unsigned
         return GatewayStatus(
             gateway=self.config.gateway.id,
@@ -301,7 +313,8 @@ class App:
             models=tuple(engine.status() for engine in self._engines.values()),
             pipelines=tuple(pipeline.status() for pipeline in self._pipelines),
             spool=self.spool.status(),
-            uplink=self._uplink.status() if self._uplink is not None else UplinkStatus("off", "", 0, 0, 0, 0, 0),
+            uplink=uplinks[0] if uplinks else UplinkStatus("off", "", 0, 0, 0, 0, 0),
+            uplinks=uplinks,
             events=tuple(self._events),
             warnings=("trust.allow_unsigned is on: unsigned models are run",) if allow_unsigned else (),
         )

@@ -12,11 +12,12 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
+from gateway.contract import TOPIC_ROOT
 from gateway.errors import ConfigError
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
@@ -54,7 +55,12 @@ class LiveTable(Table, frozen=True):
 
 class UplinkTable(Table, frozen=True):
     host: str
+    name: Name = "main"
     port: Port = 1883
+    protocol: Literal["3.1.1", "5"] = "3.1.1"  # of MQTT
+    prefix: Annotated[str, Meta(pattern=r"^[^+#/$\x00-\x1f][^+#/\x00-\x1f]*(/[^+#/\x00-\x1f]+)*$", max_length=64)] = (
+        TOPIC_ROOT
+    )
     username: str = ""
     password_file: str = ""
     ca_file: str = ""  # turns TLS on, with verification
@@ -62,7 +68,9 @@ class UplinkTable(Table, frozen=True):
     key_file: str = ""
     keepalive_s: Annotated[int, Meta(ge=5, le=600)] = 15
     backoff_max_s: Annotated[float, Meta(ge=0.1, le=600)] = 120.0
-    window: Annotated[int, Meta(ge=1, le=50)] = 20  # unacknowledged publishes under way
+    window: Annotated[int, Meta(ge=1, le=50)] = 50  # unacknowledged publishes under way
+    backlog_kib_s: Annotated[float, Meta(ge=0)] = 0.0  # how fast what has waited goes out; 0 is without limit
+    pictures: Literal["none", "events"] = "none"  # which of the kept pictures are sent
     live: LiveTable | None = None
 
 
@@ -158,7 +166,7 @@ RuleTable = ThresholdRule | ClassRule | DetectionRule
 class Config(Table, frozen=True):
     gateway: GatewayTable
     store: StoreTable = StoreTable()
-    uplink: UplinkTable | None = None
+    uplink: tuple[UplinkTable, ...] = ()  # one [uplink] or several [[uplink]]
     panel: PanelTable | None = None
     trust: TrustTable = TrustTable()
     source: tuple[SourceTable, ...] = ()
@@ -204,10 +212,13 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: not valid TOML: {error}", hint="mend that line") from error
     if "base" in raw:
         raise ConfigError(f"{path}: base: unknown key", hint="delete the line")
+    if alone := isinstance(raw.get("uplink"), dict):
+        raw["uplink"] = [raw["uplink"]]
     try:
         config = msgspec.convert({**raw, "base": str(path.absolute().parent)}, Config)
     except msgspec.ValidationError as error:
-        raise _explained(path, str(error)) from error
+        message = str(error)
+        raise _explained(path, message.replace("$.uplink[0]", "$.uplink") if alone else message) from error
     if len(os.fsencode(config.control_path)) > MAX_SOCKET_PATH:
         raise ConfigError(f"{path}: gateway.data_dir: too long a path for its control socket", hint="at most 90 bytes")
     _check_references(path, config)
@@ -249,6 +260,7 @@ def _check_references(path: Path, config: Config) -> None:
     models = _unique(path, "model", (m.name for m in config.model))
     pipelines = _unique(path, "pipeline", (p.name for p in config.pipeline))
     _unique(path, "rule", (r.name for r in config.rule))
+    _unique(path, "uplink", (u.name for u in config.uplink))
     kinds = {s.name: type(s) for s in config.source}
     for i, pipeline in enumerate(config.pipeline):
         _known(path, f"pipeline[{i}].source", pipeline.source, sources)
@@ -290,11 +302,14 @@ def _check_files(path: Path, config: Config) -> None:
     """What must be there before the daemon starts; a device may come later, a file will not."""
     wanted = [(f"model[{i}].bundle", m.bundle) for i, m in enumerate(config.model)]
     wanted += [(f"trust.keys[{i}]", key) for i, key in enumerate(config.trust.keys)]
-    if config.uplink:
-        files = {k: getattr(config.uplink, k) for k in ("password_file", "ca_file", "cert_file", "key_file")}
-        wanted += [(f"uplink.{key}", file) for key, file in files.items() if file]
-        if bool(config.uplink.cert_file) != bool(config.uplink.key_file):
-            raise ConfigError(f"{path}: uplink: cert_file and key_file go together", hint="give both or none")
+    for i, uplink in enumerate(config.uplink):
+        table = f"uplink[{i}]" if len(config.uplink) > 1 else "uplink"
+        files = {k: getattr(uplink, k) for k in ("password_file", "ca_file", "cert_file", "key_file")}
+        wanted += [(f"{table}.{key}", file) for key, file in files.items() if file]
+        if bool(uplink.cert_file) != bool(uplink.key_file):
+            raise ConfigError(f"{path}: {table}: cert_file and key_file go together", hint="give both or none")
+        if uplink.cert_file and not uplink.ca_file:
+            raise ConfigError(f"{path}: {table}.ca_file: missing", hint="it turns TLS on; cert_file needs it")
     for key, file in wanted:
         if not config.path(file).is_file():
             raise ConfigError(f"{path}: {key}: no file {config.path(file)}", hint="build it or mend the path")

@@ -22,14 +22,14 @@ TOPIC_ROOT = "octo/v1"
 CHANNEL_TYPES = "bBhHiIqQfd"
 
 
-def topic_up(gateway: str, stream: str) -> str:
+def topic_up(gateway: str, stream: str, prefix: str = TOPIC_ROOT) -> str:
     """The backlog topic of one stream."""
-    return f"{TOPIC_ROOT}/{gateway}/up/{stream}"
+    return f"{prefix}/{gateway}/up/{stream}"
 
 
-def topic_ack(gateway: str) -> str:
+def topic_ack(gateway: str, prefix: str = TOPIC_ROOT) -> str:
     """Where the consumer retains its committed watermark."""
-    return f"{TOPIC_ROOT}/{gateway}/ack"
+    return f"{prefix}/{gateway}/ack"
 
 
 class Stamp(msgspec.Struct, frozen=True, gc=False):
@@ -353,6 +353,8 @@ class UplinkStatus(msgspec.Struct, frozen=True):
     rewinds: int
     detail: str = ""
     live: LiveStatus | None = None
+    name: str = "main"
+    pictures: int = 0  # that the receiver has confirmed
 
 
 class ProcessStatus(msgspec.Struct, frozen=True):
@@ -374,4 +376,5 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     spool: SpoolStatus
     uplink: UplinkStatus
     events: tuple[Event, ...]  # the newest, newest first
+    uplinks: tuple[UplinkStatus, ...] = ()  # all of them; `uplink` is the first
     warnings: tuple[str, ...] = ()  # unsafe settings that are on, for example allow_unsigned

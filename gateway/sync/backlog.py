@@ -2,12 +2,13 @@
 
 Sent is not delivered. The consumer retains, at `octo/v1/<gateway>/ack`, what it has committed; whenever the connection
 returns, or the consumer says that it started anew (another session), sending goes back to that watermark. Batches that
-arrive twice carry the same key, so the consumer drops them.
+arrive twice carry the same key, so the consumer drops them. docs/sync.md is the specification.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -15,8 +16,12 @@ from typing import Protocol
 import msgspec
 
 from gateway.contract import Batch
+from gateway.sync.bucket import TokenBucket
 
 FRESH_BYTES = 1 << 20  # committed but not yet sent, kept in memory; more is read back from the disk
+SILENCE_S = 30.0  # without a word of the consumer while something is sent and unconfirmed: it is asked
+SILENCE_MAX_S = 600.0  # each question without an answer doubles the wait, up to this
+UNHEARD_S, UNHEARD_MAX_S = 3.0, 15.0  # the same when the broker says that there is no consumer
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -37,7 +42,7 @@ decode_ack = msgspec.json.Decoder(Ack).decode
 
 
 class Store(Protocol):
-    """What the backlog needs of the spool."""
+    """What the backlog needs of the spool; `confirm` and `confirmed` are about one uplink."""
 
     @property
     def epoch(self) -> bytes: ...
@@ -56,12 +61,21 @@ class Backlog:
     Args:
         send: publishes a batch; False when it could not.
         room: whether `send` may be called now.
+        bucket: how fast what is read back from the disk may go; without limit when left out.
     """
 
-    def __init__(self, store: Store, send: Callable[[Batch], bool], room: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        send: Callable[[Batch], bool],
+        room: Callable[[], bool],
+        bucket: TokenBucket | None = None,
+    ) -> None:
         self._store = store
         self._send = send
         self._room = room
+        self._bucket = bucket or TokenBucket(0, 0)
+        self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._rewind_to: Mapping[str, int] | None = None
         self._cursor = 0
@@ -71,18 +85,35 @@ class Backlog:
         self._fresh_bytes = 0
         self._session = ""
         self._watermark: Mapping[str, int] | None = None  # the consumer's last word; its database may be restored
+        self._sent_to: dict[str, int] = {}  # stream -> what follows the newest that was sent
+        self._unheard = False  # the broker says that nobody listens: nothing is sent but a question now and then
+        self._timer: asyncio.TimerHandle | None = None
+        self._wait_s = SILENCE_S
+        self._heard_at = 0.0
+        self._asking = False  # a question is due
+        self._asked = False  # and this one has no answer yet
         self.sent = 0
         self.rewinds = 0
+
+    @property
+    def idle(self) -> bool:
+        """Everything committed has been sent: there is time for other things."""
+        return self._caught_up and not self._fresh
 
     def start(self) -> None:
         """The connection is up: send from the watermark on."""
         self._flowing = True
-        self._rewind(self._store.confirmed() if self._watermark is None else self._watermark)
+        self._unheard = self._asking = self._asked = False
+        self._wait_s, self._heard_at = SILENCE_S, self._loop.time()
+        self._rewind(self._known())
 
     def stop(self) -> None:
         """The connection is gone."""
         self._flowing = self._caught_up = False
         self._forget_fresh()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         self._wake.set()
 
     def acknowledged(self, ack: Ack) -> None:
@@ -90,10 +121,28 @@ class Backlog:
         watermark = ack.next if ack.epoch == self._store.epoch.hex() else {}
         self._store.confirm(watermark)
         self._watermark = watermark
-        if ack.session != self._session:
-            self._session = ack.session
-            if self._flowing:
-                self._rewind(watermark)
+        again = ack.session != self._session or self._unheard or self._asked
+        self._session = ack.session
+        self._unheard = self._asking = self._asked = False
+        self._wait_s, self._heard_at = SILENCE_S, self._loop.time()
+        if again and self._flowing:
+            self._rewind(watermark)
+
+    def heard(self, heard: bool) -> None:
+        """Whether the broker had somebody to hand a batch to; where it can say so (MQTT 5).
+
+        If not, the batch is lost, and so is what would follow: nothing is sent until there is a consumer.
+        """
+        if heard == self._unheard and self._flowing:
+            self._unheard = not heard
+            if heard:
+                self._rewind(self._known())
+            else:
+                self._caught_up = False
+                self._forget_fresh()
+                self._wait_s, self._heard_at = UNHEARD_S, self._loop.time()
+                self._watch(UNHEARD_S)
+                self._wake.set()
 
     def committed(self, batches: Sequence[Batch]) -> None:
         """The spool has these on disk; sent at once when nothing older waits."""
@@ -130,7 +179,10 @@ class Backlog:
                 self._rewind_to = None
                 self._cursor = await self._store.rewind_point(watermark)
                 self.rewinds += 1
-            if not self._caught_up:
+            if self._asking:
+                self._asking = False
+                await self._ask()
+            if not (self._caught_up or self._unheard):
                 await self._catch_up()
 
     async def _catch_up(self) -> None:
@@ -142,22 +194,71 @@ class Backlog:
             if not batches:  # the newest were trimmed: nothing up to the head is left to send
                 self._cursor = self._store.head
             for batch in batches:
-                while not self._room() and not self._interrupted():
-                    await self._wake.wait()
-                    self._wake.clear()
-                if self._interrupted() or not self._pass_on(batch):
+                if not await self._turn() or not self._pass_on(batch):
                     self._wake.set()
                     return
+                self._bucket.take(len(batch.blob))
+
+    async def _turn(self) -> bool:
+        """Wait until the window and the bucket let the next one go; False when it shall not go."""
+        while not self._interrupted():
+            wait_s = self._bucket.wait_s(self._loop.time())
+            if not wait_s and self._room():
+                return True
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s or None):
+                    await self._wake.wait()
+            self._wake.clear()
+        return False
 
     def _interrupted(self) -> bool:
-        return not self._flowing or self._rewind_to is not None
+        return not self._flowing or self._rewind_to is not None or self._unheard or self._asking
 
     def _pass_on(self, batch: Batch) -> bool:
         if not self._send(batch):
             return False
         self._cursor = batch.id
+        self._sent_to[batch.stream] = batch.seq_first + batch.n
         self.sent += 1
+        if self._timer is None:
+            self._heard_at = self._loop.time()
+            self._watch(self._wait_s)
         return True
+
+    # --- a consumer that says nothing -------------------------------------------------------------------------
+
+    def _known(self) -> Mapping[str, int]:
+        return self._store.confirmed() if self._watermark is None else self._watermark
+
+    def _watch(self, wait_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(wait_s, self._silence)
+
+    def _silence(self) -> None:
+        """Something is sent, and its fate unknown: the broker may have dropped it, the consumer not know of us."""
+        self._timer = None
+        known = self._known()
+        if all(known.get(stream, 0) >= seq for stream, seq in self._sent_to.items()):
+            return  # the next batch that is sent watches again
+        left_s = self._heard_at + self._wait_s - self._loop.time()
+        if left_s > 0:
+            self._watch(left_s)
+            return
+        self._asking = True
+        self._wait_s = min(2 * self._wait_s, UNHEARD_MAX_S if self._unheard else SILENCE_MAX_S)
+        self._heard_at = self._loop.time()
+        self._watch(self._wait_s)
+        self._wake.set()
+
+    async def _ask(self) -> None:
+        """Send the first unconfirmed batch once more: whatever the consumer has or lacks, it answers with an ack."""
+        batches = await self._store.read_after(await self._store.rewind_point(self._known()))
+        if not batches and self._timer is not None:  # forgotten here since: there is nothing to ask with
+            self._timer.cancel()
+            self._timer = None
+        if batches and self._flowing and self._room() and self._send(batches[0]):
+            self._asked = True
 
     def _rewind(self, watermark: Mapping[str, int]) -> None:
         self._rewind_to = watermark

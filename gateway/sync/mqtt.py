@@ -1,4 +1,4 @@
-"""One MQTT 3.1.1 connection on the asyncio loop, with our own window.
+"""One MQTT connection (3.1.1 or 5) on the asyncio loop, with our own window.
 
 paho speaks the protocol; nothing is ever queued inside it: a publish happens only while the connection is up and the
 window has room, and every attempt to connect uses a fresh client, so that what was under way when a connection broke is
@@ -13,44 +13,24 @@ import random
 import socket
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import paho.mqtt.client as paho
-from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from gateway.errors import UplinkError
+from gateway.sync import netlink
+from gateway.sync.account import CONNECT_S, Account, Message, dial, make_client, window_of
 
-CONNECT_S = 5.0
+__all__ = ["Account", "Connection", "Message"]
+
 USER_TIMEOUT_MS = 6000  # an unacknowledged segment ends a half-open link after this: notes in docs/decisions.md
 BACKOFF_MIN_S = 0.25
-PUBACK_BYTES = 4
 STABLE_S = 60.0  # up for so long: the backoff starts anew
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    topic: str
-    payload: bytes
-    retain: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """Where to connect and as whom; files are read at each attempt, so that renewed ones are taken up."""
-
-    host: str
-    port: int
-    client_id: str
-    keepalive_s: int = 15
-    window: int = 20
-    backoff_max_s: float = 120.0
-    username: str = ""
-    password: Callable[[], str] | None = None
-    ca_file: str = ""
-    cert_file: str = ""
-    key_file: str = ""
+HANGING_S = 1.0  # an attempt this old has lost its SYN: a link that comes up makes it start anew
+PUBACK_BYTES = 4
+WAKE_BYTES = 40  # the shortest message to us is longer
+NO_MATCHING_SUBSCRIBERS = 0x10  # MQTT 5, 3.4.2.1
 
 
 class Connection:
@@ -60,7 +40,8 @@ class Connection:
         on_up: called in the loop once the broker has accepted us.
         on_down: called when it is gone.
         on_message: called with each message of a subscribed topic.
-        on_room: called when an acknowledgement has made room in the window.
+        on_room: called when an acknowledgement has made room in the window, with what became of a message that has to
+            be heard: True if the broker took it, False if it had nobody to hand it to (MQTT 5); None for others.
         will: gives the last will for the next CONNECT.
         on_connecting: called when that CONNECT has been sent.
     """
@@ -71,10 +52,11 @@ class Connection:
         self.detail = ""
         self.since = time.monotonic()
         self.connects = 0
+        self.window = account.window
         self.on_up: Callable[[], None] = lambda: None
         self.on_down: Callable[[], None] = lambda: None
         self.on_message: Callable[[Message], object] = lambda _: None
-        self.on_room: Callable[[], None] = lambda: None
+        self.on_room: Callable[[bool | None], None] = lambda _: None
         self.will: Callable[[], Message | None] = lambda: None
         self.on_connecting: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
@@ -82,8 +64,11 @@ class Connection:
         self._lost = asyncio.Event()
         self._again = False  # we left ourselves, to connect anew at once
         self._publishing = False
-        self._inflight: set[int] = set()
+        self._inflight: dict[int, bool] = {}  # message id -> whether it has to be heard
         self._misc: asyncio.TimerHandle | None = None
+        self._poked = asyncio.Event()
+        self._attempt: asyncio.Timeout | None = None  # while the socket is being opened
+        self._attempt_at = 0.0
 
     # --- for the planes ---------------------------------------------------------------------------------------
 
@@ -98,9 +83,9 @@ class Connection:
     @property
     def room(self) -> bool:
         """Whether a QoS 1 publish may go out now."""
-        return self.state == "up" and len(self._inflight) < self.account.window
+        return self.state == "up" and len(self._inflight) < self.window
 
-    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
+    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, heard: bool = False) -> bool:
         """Send now; False when the connection is down (nothing is queued)."""
         client = self._client
         if client is None or self.state != "up":
@@ -111,7 +96,7 @@ class Connection:
         if info.rc != paho.MQTT_ERR_SUCCESS:
             return False
         if qos:
-            self._inflight.add(info.mid)
+            self._inflight[info.mid] = heard
         client.loop_write()  # now, and not by way of the selector, which is for what the socket does not take
         if client.want_write() and (sock := client.socket()) is not None:
             self._loop.add_writer(sock.fileno(), client.loop_write)
@@ -134,33 +119,47 @@ class Connection:
 
     async def run(self) -> None:
         """Keep connected; ends by cancellation only, with a clean disconnect."""
+        with netlink.watching(self.poke):
+            try:
+                await self._keep_connected()
+            finally:
+                self._leave()
+
+    async def _keep_connected(self) -> None:
         backoff = BACKOFF_MIN_S
-        try:
-            while True:
-                try:
-                    await self._connect()
-                except UplinkError as error:
-                    self._down(str(error))
-                else:
-                    self._turn("up", "")
-                    self.connects += 1
-                    self.on_up()
-                    await self._lost.wait()
-                    if time.monotonic() - self.since >= STABLE_S:
-                        backoff = BACKOFF_MIN_S
-                    self._down(self.detail or "the broker closed the connection")
-                if self._again:
-                    self._again = False
-                    continue
-                await asyncio.sleep(random.uniform(0, backoff))
-                backoff = min(backoff * 2, self.account.backoff_max_s)
-        finally:
-            self._leave()
+        while True:
+            self._poked.clear()
+            try:
+                await self._connect()
+            except UplinkError as error:
+                self._down(str(error))
+            else:
+                self._turn("up", "")
+                self.connects += 1
+                self.on_up()
+                await self._lost.wait()
+                self._poked.clear()
+                if time.monotonic() - self.since >= STABLE_S:
+                    backoff = BACKOFF_MIN_S
+                self._down(self.detail or "the broker closed the connection")
+            if self._again:
+                self._again = False
+                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(random.uniform(0, backoff)):  # full jitter
+                    await self._poked.wait()
+            backoff = min(backoff * 2, self.account.backoff_max_s)
+
+    def poke(self) -> None:
+        """A way out may have appeared: try now. The backoff stays, so that a flapping link does not undo it."""
+        self._poked.set()
+        if self._attempt is not None and self._loop.time() - self._attempt_at > HANGING_S:
+            self._attempt.reschedule(self._loop.time())
 
     async def _connect(self) -> None:
         self._lost.clear()
         self._inflight.clear()
-        accepted: asyncio.Future[None] = self._loop.create_future()
+        accepted: asyncio.Future[Properties | None] = self._loop.create_future()
         account = self.account
         try:
             client = self._make(accepted)
@@ -169,55 +168,64 @@ class Connection:
             raise UplinkError(f"cannot use {files}: {error}", hint="check uplink.ca_file and its fellows") from error
         if self.state != "connecting":
             self._turn("connecting", self.detail)
-        try:
-            await asyncio.to_thread(client.connect, account.host, account.port, account.keepalive_s)
-        except (OSError, ValueError) as error:  # ValueError: a certificate that is none
-            raise UplinkError(f"{account.host}:{account.port}: {error}", hint="retried by itself") from error
+        await self._dial(client)
         self.on_connecting()
         self._client = client
         self._watch(client)
         try:
             async with asyncio.timeout(CONNECT_S):
-                await accepted
+                said = await accepted
         except TimeoutError as error:
-            raise UplinkError(f"{account.host}:{account.port}: no CONNACK in {CONNECT_S:.0f} s") from error
+            raise UplinkError(f"{account.where}: no CONNACK in {CONNECT_S:.0f} s") from error
+        self.window = window_of(account, said)
         # PUBACKs are worth a wake-up when they make room for half a window, not one by one; all else is longer
         sock = client.socket()
         if isinstance(sock, socket.socket):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, PUBACK_BYTES * max(1, account.window // 2))
+            worth = min(WAKE_BYTES, PUBACK_BYTES * max(1, self.window // 2))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, worth)
 
-    def _make(self, accepted: asyncio.Future[None]) -> paho.Client:
+    async def _dial(self, client: paho.Client) -> None:
+        """Open the client's socket in a thread; given up when it hangs and `poke` says that the link is new."""
         account = self.account
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=account.client_id,
-            clean_session=True,
-            protocol=paho.MQTTv311,
-            reconnect_on_failure=False,
-        )
-        client.connect_timeout = CONNECT_S
-        client.max_inflight_messages_set(2 * account.window)
-        if account.username:
-            client.username_pw_set(account.username, account.password() if account.password else None)
-        if account.ca_file:
-            client.tls_set(account.ca_file, account.cert_file or None, account.key_file or None)
-        if (will := self.will()) is not None:
-            client.will_set(will.topic, will.payload, qos=1, retain=will.retain)
+        given_up = False
 
-        def on_connect(_c: paho.Client, _u: object, _f: object, code: ReasonCode, _p: Properties | None) -> None:
+        def opened(_c: paho.Client, _u: object, _s: object) -> None:
+            if given_up:  # still in its thread: must not send a CONNECT that takes over from the newer attempt's
+                raise ConnectionAbortedError("given up")
+
+        client.on_socket_open = opened
+        self._attempt_at = self._loop.time()
+        try:
+            async with asyncio.timeout(None) as self._attempt:
+                await asyncio.to_thread(dial, client, account)
+        except TimeoutError as error:
+            if self._attempt is None or not self._attempt.expired():
+                raise UplinkError(f"{account.where}: {error}", hint="retried by itself") from error
+            self._poked.set()
+            raise UplinkError(f"{account.where}: given up for a new link") from error
+        except (OSError, ValueError) as error:  # ValueError: a certificate that is none
+            raise UplinkError(f"{account.where}: {error}", hint="retried by itself") from error
+        finally:
+            given_up, self._attempt = True, None
+
+    def _make(self, accepted: asyncio.Future[Properties | None]) -> paho.Client:
+        account = self.account
+        client = make_client(account, self.will())
+
+        def on_connect(_c: paho.Client, _u: object, _f: object, code: ReasonCode, said: Properties | None) -> None:
             if accepted.done():
                 return
             if code.is_failure:
-                where = f"{account.host}:{account.port}"
-                accepted.set_exception(UplinkError(f"{where}: refused: {code}", hint="check uplink.username"))
+                hint = "check uplink.username and uplink.protocol"
+                accepted.set_exception(UplinkError(f"{account.where}: refused: {code}", hint=hint))
             else:
-                accepted.set_result(None)
+                accepted.set_result(said)
 
         def on_disconnect(c: paho.Client, _u: object, _f: object, code: ReasonCode, _p: Properties | None) -> None:
             if not accepted.done():
-                accepted.set_exception(UplinkError(f"{account.host}:{account.port}: closed: {code}"))
+                accepted.set_exception(UplinkError(f"{account.where}: closed: {code}"))
             elif c is self._client:
-                self.detail = f"{account.host}:{account.port}: {code}"
+                self.detail = f"{account.where}: {code}"
                 self._lost.set()
 
         client.on_connect = on_connect
@@ -260,7 +268,9 @@ class Connection:
         if client is self._client:
             client.loop_read()  # a PINGRESP is shorter than what wakes us
             client.loop_misc()
-            self._misc = self._loop.call_later(self.account.keepalive_s / 3, self._keep_alive, client)
+            self._misc = self._loop.call_later(
+                client.keepalive / 3, self._keep_alive, client
+            )  # the broker may shorten it
 
     def _received(self, client: paho.Client, _u: object, message: paho.MQTTMessage) -> None:
         # paho holds a mutex here that publishing takes: an answer from within would wait for itself for ever
@@ -270,13 +280,15 @@ class Connection:
         if client is self._client:
             self.on_message(message)
 
-    def _acknowledged(
-        self, client: paho.Client, _u: object, mid: int, _code: ReasonCode, _p: Properties | None
-    ) -> None:
+    def _acknowledged(self, client: paho.Client, _u: object, mid: int, code: ReasonCode, _p: Properties | None) -> None:
         # paho holds its mutex here and publishing takes it: let it finish first
-        if client is self._client and mid in self._inflight:
-            self._inflight.discard(mid)
-            self._loop.call_soon(self.on_room)
+        if client is not self._client or mid not in self._inflight:
+            return
+        matters = self._inflight.pop(mid)
+        if code.is_failure:
+            self.detail = f"{self.account.where}: the broker refuses a message: {code}"
+        heard = not (code.is_failure or code.value == NO_MATCHING_SUBSCRIBERS)
+        self._loop.call_soon(self.on_room, heard if matters else None)
 
     def _down(self, detail: str) -> None:
         self._turn("down", detail)

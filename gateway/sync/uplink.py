@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,24 +11,35 @@ from pathlib import Path
 
 import msgspec
 
+from gateway import blocks
 from gateway.config import Config, LiveTable, UplinkTable
 from gateway.contract import Batch, Event, Inference, Sample, SourceState, UplinkStatus, topic_ack, topic_up
 from gateway.errors import UplinkError
+from gateway.sync.account import Account, Message
 from gateway.sync.backlog import Backlog, Store, decode_ack
+from gateway.sync.bucket import TokenBucket
 from gateway.sync.live import Live, Refuse, Setup, Write
-from gateway.sync.mqtt import Account, Connection, Message
+from gateway.sync.mqtt import Connection
+from gateway.sync.pictures import AHEAD, Pictures, Shelf
 
 RETAINED_S = 0.05  # a broker sends what it retains right after its SUBACK: wait so long for the watermark
 MAX_PASSWORD = 4096
+BURST_S = 1.0  # of the backlog's rate gathers while nothing is sent
 
 
 class Uplink:
-    """Carries the backlog and the live values of one gateway to one broker."""
+    """Carries the backlog, the live values and the kept pictures of one gateway to one broker."""
 
     def __init__(self, config: Config, table: UplinkTable, store: Store, write: Write, refuse: Refuse) -> None:
-        self._gateway = config.gateway.id
+        self.name = table.name
+        self._gateway, self._prefix = config.gateway.id, table.prefix
         self._connection = connection = Connection(_account(config, table))
-        self._backlog = Backlog(store, self._send, lambda: connection.room)
+        rate = table.backlog_kib_s * 1024
+        self._backlog = Backlog(store, self._send, lambda: connection.room, TokenBucket(rate, rate * BURST_S))
+        self._pictures: Pictures | None = None
+        if table.pictures == "events":
+            shelf = Shelf(config.data_dir / "pictures", config.data_dir / f"pictures-{table.name}.sent")
+            self._pictures = Pictures(shelf, self._send_block, self._room_for_pictures)
         self._live: Live | None = None
         self._live_connection = connection
         if table.live is not None:
@@ -44,7 +56,7 @@ class Uplink:
         connection.on_up = self._up
         connection.on_down = self._down
         connection.on_message = self._message
-        connection.on_room = self._backlog.push
+        connection.on_room = self._room
         self._grace: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -52,6 +64,8 @@ class Uplink:
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._backlog.run(), name="backlog")
+                if self._pictures is not None:
+                    tasks.create_task(self._pictures.run(), name="pictures")
                 tasks.create_task(self._connection.run(), name="mqtt")
                 if self._live_connection is not self._connection:
                     tasks.create_task(self._live_connection.run(), name="mqtt live")
@@ -80,6 +94,11 @@ class Uplink:
         if self._live is not None:
             self._live.event(event)
 
+    def picture_kept(self) -> None:
+        """The folder of pictures has one more."""
+        if self._pictures is not None:
+            self._pictures.kept()
+
     def status(self) -> UplinkStatus:
         connection = self._connection
         return UplinkStatus(
@@ -92,6 +111,8 @@ class Uplink:
             rewinds=self._backlog.rewinds,
             detail=connection.detail,
             live=self._live.status() if self._live is not None else None,
+            name=self.name,
+            pictures=self._pictures.delivered if self._pictures is not None else 0,
         )
 
     def leave(self) -> None:
@@ -100,24 +121,55 @@ class Uplink:
             self._live.leave()
 
     def _up(self) -> None:
-        self._connection.subscribe(topic_ack(self._gateway))
+        self._connection.subscribe(topic_ack(self._gateway, self._prefix))
+        if self._pictures is not None:
+            self._connection.subscribe(blocks.topic_picture_ack(self._gateway, self._prefix))
         if self._live is not None and self._live_connection is self._connection:
             self._live.start()
-        self._grace = asyncio.get_running_loop().call_later(RETAINED_S, self._backlog.start)
+        self._grace = asyncio.get_running_loop().call_later(RETAINED_S, self._start)
+
+    def _start(self) -> None:
+        self._backlog.start()
+        if self._pictures is not None:
+            self._pictures.start()
 
     def _down(self) -> None:
         if self._grace is not None:
             self._grace.cancel()
             self._grace = None
         self._backlog.stop()
+        if self._pictures is not None:
+            self._pictures.stop()
         if self._live is not None and self._live_connection is self._connection:
             self._live.stop()
 
+    def _room(self, heard: bool | None) -> None:
+        if heard is not None:
+            self._backlog.heard(heard)
+        self._backlog.push()
+        if self._pictures is not None:
+            self._pictures.push()
+
+    def _room_for_pictures(self) -> bool:
+        """Only when no batch waits, and never more of the window than a part."""
+        connection = self._connection
+        return connection.room and self._backlog.idle and connection.inflight + AHEAD <= max(AHEAD, connection.window)
+
     def _send(self, batch: Batch) -> bool:
-        return self._connection.publish(topic_up(self._gateway, batch.stream), batch.blob, qos=1)
+        return self._connection.publish(
+            topic_up(self._gateway, batch.stream, self._prefix), batch.blob, qos=1, heard=True
+        )
+
+    def _send_block(self, block: blocks.Block) -> bool:
+        topic = blocks.topic_block(self._gateway, block.name, block.number, self._prefix)
+        return self._connection.publish(topic, block.to_payload(), qos=1)
 
     def _message(self, message: Message) -> None:
         if self._live is not None and self._live.message(message):
+            return
+        if self._pictures is not None and message.topic == blocks.topic_picture_ack(self._gateway, self._prefix):
+            with contextlib.suppress(msgspec.DecodeError):
+                self._pictures.acknowledged(blocks.decode_ack(message.payload))
             return
         try:
             ack = decode_ack(message.payload)
@@ -151,7 +203,8 @@ def _account(config: Config, table: UplinkTable) -> Account:
     return Account(
         host=table.host,
         port=table.port,
-        client_id=f"octogate-{config.gateway.id}",
+        client_id=f"octogate-{config.gateway.id}" + ("" if table.name == "main" else f"-{table.name}"),
+        protocol=table.protocol,
         keepalive_s=table.keepalive_s,
         window=table.window,
         backoff_max_s=table.backoff_max_s,

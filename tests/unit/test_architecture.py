@@ -23,6 +23,7 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
     "sdk": {
         "gateway.contract": "the types that cross the wire",
         "gateway.errors": "one tree of errors for both sides",
+        "gateway.blocks": "puts the pictures together that the gateway sends in blocks",
         "gateway.config": "checks a config before it is deployed",
         "gateway.clock": "dates readings as the gateway does",
         "gateway.control": "the client side of the control socket",

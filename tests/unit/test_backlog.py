@@ -6,8 +6,12 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 
+import pytest
+
 from gateway.contract import Batch
+from gateway.sync import backlog
 from gateway.sync.backlog import FRESH_BYTES, Ack, Backlog
+from gateway.sync.bucket import TokenBucket
 
 EPOCH = b"e" * 16
 
@@ -66,9 +70,9 @@ class Wire:
 
 
 class Bench:
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: int, bucket: TokenBucket | None) -> None:
         self.disk, self.wire = Disk(), Wire(window)
-        self.backlog = Backlog(self.disk, self.wire.send, self.wire.room)
+        self.backlog = Backlog(self.disk, self.wire.send, self.wire.room, bucket)
 
     def commit(self, n: int, size: int = 10) -> None:
         self.backlog.committed(self.disk.commit(n, size))
@@ -90,8 +94,8 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(window: int = 3) -> AsyncIterator[Bench]:
-    made = Bench(window)
+async def bench(window: int = 3, bucket: TokenBucket | None = None) -> AsyncIterator[Bench]:
+    made = Bench(window, bucket)
     async with asyncio.TaskGroup() as tasks:
         task = tasks.create_task(made.backlog.run())
         yield made
@@ -226,5 +230,81 @@ def test_a_watermark_of_another_epoch_counts_for_nothing() -> None:
             b.backlog.start()
             await b.until(lambda: b.wire.sent == [0, 1, 2])
             assert b.disk.known == {}
+
+    asyncio.run(scenario())
+
+
+def test_the_bucket_slows_what_waited_and_not_what_is_fresh() -> None:
+    async def scenario() -> None:
+        async with bench(window=50, bucket=TokenBucket(1e4, 100)) as b:
+            b.commit(11, 100)
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) == 11)
+            assert loop.time() - started >= 0.08  # 1,000 bytes beyond the burst at 10 kB/s, less what was on credit
+            await b.until(lambda: b.backlog.idle)
+            b.commit(40, 100)
+            assert b.wire.sent == list(range(51))  # at once
+
+    asyncio.run(scenario())
+
+
+def test_a_silent_consumer_is_asked_and_its_answer_is_the_new_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "SILENCE_S", 0.01)
+
+    async def scenario() -> None:
+        async with bench(window=50) as b:
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {}))
+            b.commit(4)
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) >= 5)
+            assert b.wire.sent[:5] == [0, 1, 2, 3, 0]  # the first once more: the question
+            # it had got one of them only, and its session is still the same
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 1}))
+            del b.wire.sent[:]
+            await b.until(lambda: b.wire.sent[:3] == [1, 2, 3])
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 4}))
+            await b.until(lambda: b.backlog._timer is None)  # nothing left to wait for: no timer
+
+    asyncio.run(scenario())
+
+
+def test_what_nobody_hears_is_not_sent_and_all_of_it_once_somebody_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backlog, "UNHEARD_S", 0.01)
+
+    async def scenario() -> None:
+        async with bench(window=2) as b:
+            b.commit(6)
+            b.backlog.start()
+            await b.settle()
+            assert b.wire.sent == [0, 1]
+            b.wire.inflight = 0
+            b.backlog.heard(False)
+            b.commit(2)
+            b.backlog.push()
+            await b.settle()
+            assert b.wire.sent == [0, 1]
+            while len(b.wire.sent) < 3:  # the question
+                await asyncio.sleep(0.001)
+            assert b.wire.sent == [0, 1, 0]
+            b.backlog.heard(True)
+            del b.wire.sent[:]
+            await b.until(lambda: len(b.wire.sent) == 8)
+            assert b.wire.sent == list(range(8))
+
+    asyncio.run(scenario())
+
+
+def test_a_consumer_that_announces_itself_ends_the_waiting() -> None:
+    async def scenario() -> None:
+        async with bench(window=50) as b:
+            b.commit(3)
+            b.backlog.start()
+            await b.settle()
+            b.backlog.heard(False)
+            del b.wire.sent[:]
+            b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 1}))
+            await b.until(lambda: b.wire.sent == [1, 2])
 
     asyncio.run(scenario())

@@ -110,3 +110,36 @@ def test_a_file_that_is_no_text(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ConfigError):
         load(path)
+
+
+def test_one_uplink_or_several(tmp_path: Path) -> None:
+    assert load(write(tmp_path, GOOD)).uplink == ()
+    (one,) = load(write(tmp_path, GOOD + '[uplink]\nhost = "a"\n')).uplink
+    assert (one.name, one.prefix, one.protocol) == ("main", "octo/v1", "3.1.1")
+    several = (
+        '[[uplink]]\nhost = "a"\n[[uplink]]\nname = "cloud"\nhost = "b"\nprotocol = "5"\nprefix = "acme/plant-7"\n'
+    )
+    assert [(u.name, u.prefix) for u in load(write(tmp_path, GOOD + several)).uplink] == [
+        ("main", "octo/v1"),
+        ("cloud", "acme/plant-7"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('[uplink]\nhost = "a"\nport = 0\n', "uplink.port: "),
+        ('[[uplink]]\nhost = "a"\nport = 0\n', "uplink[0].port: "),
+        ('[[uplink]]\nhost = "a"\n[[uplink]]\nhost = "b"\n', "uplink[1].name: 'main' is there twice"),
+        ('[uplink]\nhost = "a"\nprefix = "a/+/b"\n', "uplink.prefix: "),
+        ('[uplink]\nhost = "a"\nprefix = "$share/x"\n', "uplink.prefix: "),
+        ('[uplink]\nhost = "a"\nprefix = "a//b"\n', "uplink.prefix: "),
+        ('[uplink]\nhost = "a"\nprotocol = "4"\n', "uplink.protocol: "),
+        ('[uplink]\nhost = "a"\npictures = "thumbnails"\n', "uplink.pictures: "),
+        ('[uplink]\nhost = "a"\ncert_file = "state.octo"\nkey_file = "state.octo"\n', "uplink.ca_file: missing"),
+    ],
+)
+def test_a_wrong_uplink_is_named(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(write(tmp_path, GOOD + text))
+    assert says in str(error.value)
