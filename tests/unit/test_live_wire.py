@@ -56,8 +56,7 @@ class Gateway:
         self.disk = Disk()
         self.written: list[tuple[str, str, Value]] = []
         config = load(path)
-        assert config.uplink is not None
-        self.uplink = Uplink(config, config.uplink, self.disk, self._write, lambda what, why: None)
+        self.uplink = Uplink(config, config.uplink[0], self.disk, self._write, lambda what, why: None)
 
     def _write(self, device: str, metric: str, value: Value) -> None:
         self.written.append((device, metric, value))
