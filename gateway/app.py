@@ -44,6 +44,7 @@ from gateway.infer.manifest import Window
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.store.pictures import Pictures
+from gateway.store.settings import spool_settings
 from gateway.store.spool import Spool
 from gateway.sync.uplink import Uplink
 
@@ -72,9 +73,8 @@ async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = l
             Spool.open(
                 config.spool_path,
                 app.clock,
-                commit_s=config.store.commit_ms / 1000,
-                max_bytes=config.store.max_mib << 20,
                 notify=partial(app.notify, "spool"),
+                **spool_settings(config.store, ("main",) if config.uplink is not None else ()),
             )
         )
         app.build()
@@ -133,8 +133,9 @@ class App:
         for source in config.source:
             self._sources.append(self._make_source(source))
         if config.uplink is not None:
-            self._uplink = Uplink(config, config.uplink, self.spool)
+            self._uplink = Uplink(config, config.uplink, self.spool.uplink("main"))
             self.spool.on_commit = self._uplink.committed
+        self.spool.listening = lambda: self._uplink is not None and self._uplink.up
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start every part as a named task of `tasks`."""
@@ -201,9 +202,7 @@ class App:
 
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
-    def samples(
-        self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None
-    ) -> asyncio.Future[None]:
+    def samples(self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None) -> asyncio.Future[None]:
         """From a source: stored, looked at by rules, cut into windows, shown live."""
         done = self.spool.append_samples(samples, mark, since)
         for sample in samples:
@@ -297,7 +296,7 @@ class App:
         return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
 
     def _stream(self, name: str, next_seq: int) -> StreamStatus:
-        confirmed = self.spool.confirmed().get(name, 0)
+        confirmed = self.spool.delivered(name)
         kind = self.spool.kind(name)
         if (sample := self._newest.get(name)) is None:
             return StreamStatus(name, kind, next_seq, confirmed)

@@ -23,9 +23,7 @@ _LOCAL_HEADER = 30
 _ALIGNMENT_EXTRA = 0xD935  # the extra field that Android's zipalign registered for padding
 
 
-def pack(
-    path: Path, manifest: Manifest, files: Mapping[str, bytes], key: Ed25519PrivateKey | None = None
-) -> str:
+def pack(path: Path, manifest: Manifest, files: Mapping[str, bytes], key: Ed25519PrivateKey | None = None) -> str:
     """Write a bundle: all of it or nothing (a temporary file, then a rename).
 
     Args:
@@ -42,12 +40,8 @@ def pack(
     members = {MANIFEST: encode(manifest), **files}
     bad = [name for name in members if not valid_name(name) or name == SIGNATURE]
     if bad or len(members) >= MAX_MEMBERS:
-        raise ModelError(
-            f"{path}: these members may not be packed: {bad or len(members)}", hint="rename them"
-        )
-    message = canonical(
-        {name: (hashlib.sha256(data).hexdigest(), len(data)) for name, data in members.items()}
-    )
+        raise ModelError(f"{path}: these members may not be packed: {bad or len(members)}", hint="rename them")
+    message = canonical({name: (hashlib.sha256(data).hexdigest(), len(data)) for name, data in members.items()})
     if key is not None:
         signature = Signature(fingerprint(key), base64.b64encode(key.sign(message)).decode())
         members[SIGNATURE] = msgspec.json.encode(signature) + b"\n"
@@ -71,9 +65,7 @@ def generate_key(private_path: Path, public_path: Path) -> Ed25519PrivateKey:
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    public = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
+    public = key.public_key().public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
     if public_path.exists():
         raise FileExistsError(f"{public_path} is there already")
     with os.fdopen(os.open(private_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
@@ -117,7 +109,7 @@ def _write(path: Path, members: Mapping[str, bytes]) -> None:
             # extra field: id, length, alignment, then zeros up to the next boundary
             start = file.tell() + _LOCAL_HEADER + len(name) + 6
             padding = -start % ALIGNMENT
-            info.extra = b"".join(
-                n.to_bytes(2, "little") for n in (_ALIGNMENT_EXTRA, 2 + padding, ALIGNMENT)
-            ) + bytes(padding)
+            info.extra = b"".join(n.to_bytes(2, "little") for n in (_ALIGNMENT_EXTRA, 2 + padding, ALIGNMENT)) + bytes(
+                padding
+            )
             archive.writestr(info, members[name])

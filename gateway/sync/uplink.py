@@ -73,6 +73,11 @@ class Uplink:
             detail=connection.detail,
         )
 
+    @property
+    def up(self) -> bool:
+        """Whether somebody gets what is committed right away."""
+        return self._connection.state == "up"
+
     def leave(self) -> None:
         """Called before an intended end, while the connection still is there."""
         if self._live is not None:
