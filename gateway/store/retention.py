@@ -24,7 +24,7 @@ from gateway.contract import EVENTS_STREAM
 from gateway.store.rollup import MINUTE_NS
 
 DELETE_AT_ONCE = 1000  # batches a transaction, so that none becomes long
-DROP_BYTES = 1 << 20  # what one drop frees, about
+DROP_BYTES = 1 << 20  # what one drop frees, at most; of a small file a 64th
 LEDGER_STEP_NS = 600 * 10**9  # a drop that goes on for longer begins another line of the ledger
 
 
@@ -109,17 +109,18 @@ def delete(db: sqlite3.Connection, batches: Sequence[Found]) -> int:
 
 
 def older_than(db: sqlite3.Connection, stream: int, life_ns: int) -> int:
-    """The sequence number before which everything of a stream is older than this moment of the spool's life."""
-    for boot, offset in db.execute("SELECT id, life_ns FROM boot ORDER BY id").fetchall():
+    """A sequence number before which everything of a stream is older than this moment of the spool's life.
+
+    Known to the minute; where the statistics of that time are no more, nothing counts as older.
+    """
+    for boot, offset in db.execute("SELECT id, life_ns FROM boot ORDER BY id DESC").fetchall():
         row = db.execute(
-            "SELECT seq FROM rollup WHERE stream = ? AND boot = ? AND minute >= ? ORDER BY minute LIMIT 1",
+            "SELECT seq FROM rollup WHERE stream = ? AND boot = ? AND minute < ? ORDER BY minute DESC LIMIT 1",
             (stream, boot, (life_ns - offset) // MINUTE_NS),
         ).fetchone()
         if row is not None:
             return int(row[0])
-    last = "SELECT seq + n FROM rollup WHERE stream = ? ORDER BY boot DESC, minute DESC LIMIT 1"
-    row = db.execute(last, (stream,)).fetchone()
-    return int(row[0]) if row else 0
+    return 0
 
 
 def note_dropped(

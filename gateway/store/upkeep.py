@@ -22,6 +22,7 @@ from gateway.store.retention import Found, Policy
 from gateway.store.rollup import MINUTE_NS
 from gateway.store.schema import transaction
 from gateway.store.state import State, Watermark, lowest
+from gateway.store.wear import DAY_NS
 
 COMMITS = 256  # between two upkeeps, or
 PERIOD_NS = 600 * 10**9  # so long after the last, whichever comes first
@@ -258,7 +259,7 @@ class Upkeep:
             for stream, batch in retention.oldest_of_all(self._db, streams, retention.DELETE_AT_ONCE):
                 if batch.gap:
                     continue
-                if size >= retention.DROP_BYTES:
+                if size >= min(retention.DROP_BYTES, self._max_pages * 4096 // 64):
                     break
                 found.setdefault(stream, []).append(batch)
                 size += batch.size
@@ -341,12 +342,14 @@ class Upkeep:
             return
         self._hour = hour
         rows = self._max_pages * 4096 // ROLLUP_SHARE // ROLLUP_ROW // len(self._state.ids)
-        cut = self.books.life_ns() - rows * MINUTE_NS
-        for boot, offset in self._db.execute("SELECT id, life_ns FROM boot").fetchall():
-            for stream in self._state.ids.values():
+        boots = self._db.execute("SELECT id, life_ns FROM boot").fetchall()
+        for name, stream in self._state.ids.items():
+            # the statistics are also what tells the age of readings
+            keep_ns = max(rows * MINUTE_NS, self._policy.rule(name).keep_ns + DAY_NS)
+            for boot, offset in boots:
                 self._db.execute(
                     "DELETE FROM rollup WHERE stream = ? AND boot = ? AND minute < ?",
-                    (stream, boot, (cut - offset) // MINUTE_NS),
+                    (stream, boot, (self.books.life_ns() - keep_ns - offset) // MINUTE_NS),
                 )
 
 
