@@ -1,4 +1,4 @@
-"""The command line: `octogate run | check | status`. The only place that exits."""
+"""The command line: `octogate run | check | status | ledger | export`. The only place that exits."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
+from gateway.store import export, ledger
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
 
@@ -23,6 +24,8 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate check  --config gateway.toml    is this config usable? says what to mend
   octogate run    --config gateway.toml    run the gateway until SIGTERM or Ctrl-C
   octogate status --config gateway.toml    what a running gateway is doing
+  octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
+  octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
 """
 EPILOG = "A commented example of every setting is gateway/example.toml. Exit status: 0 fine, 1 failed, 2 misused."
 
@@ -59,6 +62,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
+    ledger.add_command(commands, EPILOG)
+    export.add_command(commands, EPILOG)
     return parser
 
 

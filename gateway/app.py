@@ -46,8 +46,8 @@ from gateway.infer.manifest import Window
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.store.pictures import Pictures
+from gateway.store.settings import spool_settings
 from gateway.store.spool import Spool
-from gateway.store.watermarks import Watermarks
 from gateway.sync.uplink import Uplink
 from gateway.writes import Writes
 
@@ -77,9 +77,8 @@ async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = l
             Spool.open(
                 config.spool_path,
                 app.clock,
-                commit_s=config.store.commit_ms / 1000,
-                max_bytes=config.store.max_mib << 20,
                 notify=partial(app.notify, "spool"),
+                **spool_settings(config.store, tuple(table.name for table in config.uplink)),
             )
         )
         app.build()
@@ -138,12 +137,12 @@ class App:
         for source in config.source:
             self._sources.append(self._make_source(source))
         self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
-        watermarks = Watermarks(self.spool, [table.name for table in config.uplink])
         self._uplinks = [
-            Uplink(config, table, watermarks.for_uplink(table.name), self._writes.put, self._writes.refuse)
+            Uplink(config, table, self.spool.uplink(table.name), self._writes.put, self._writes.refuse)
             for table in config.uplink
         ]
         self.spool.on_commit = self._committed
+        self.spool.listening = lambda: any(uplink.up for uplink in self._uplinks)
 
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start every part as a named task of `tasks`."""
@@ -328,7 +327,7 @@ class App:
         return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
 
     def _stream(self, name: str, next_seq: int) -> StreamStatus:
-        confirmed = self.spool.confirmed().get(name, 0)
+        confirmed = self.spool.delivered(name)
         kind = self.spool.kind(name)
         if (sample := self._newest.get(name)) is None:
             return StreamStatus(name, kind, next_seq, confirmed)

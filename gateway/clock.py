@@ -1,23 +1,26 @@
 """Boot id, monotonic time, wall time, and how far each can be trusted.
 
-Order never comes from here (sequence numbers do); deadlines and watchdogs use `mono_ns` only. The wall clock counts as
-known when the kernel says that something disciplines it (NTP, PTP) and it is not older than this software.
+Order never comes from here (sequence numbers do); deadlines, watchdogs and ages use `mono_ns` only. The wall clock
+counts as known when it is not older than this software; how far it may be wrong is the kernel's bound while something
+disciplines it (NTP, PTP), and a day while nothing does: an RTC may hold anything. Who dates a reading therefore prefers
+the offset of its boot with the smallest error (`gateway.store.timeline`).
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from gateway.contract import Stamp
 
 # Nothing that this version does can have happened before it was written: 2026-11-01T00:00:00Z.
 NOT_BEFORE_NS = 1_793_491_200 * 10**9
+UNDISCIPLINED_NS = 86_400 * 10**9
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _STA_UNSYNC = 0x0040  # include/uapi/linux/timex.h
 _TRUST_FOR_NS = 10 * 10**9  # how long one look at the kernel's discipline is good for
-_UNDISCIPLINED_NS = 10**9
 
 
 class _Timex(ctypes.Structure):
@@ -35,21 +38,33 @@ class _Timex(ctypes.Structure):
 
 
 class Clock:
-    """The time of this machine, with its trust."""
+    """The time of this machine, with its trust.
 
-    def __init__(self) -> None:
-        self.boot = _boot_id()
-        self._looked_ns = -_TRUST_FOR_NS
-        self.wall_error_ns = _UNDISCIPLINED_NS  # of the last `wall_offset_ns`
-        self._libc = ctypes.CDLL(None, use_errno=True)
+    Args:
+        mono: CLOCK_MONOTONIC, nanoseconds.
+        wall: UTC since 1970, nanoseconds, right or wrong.
+        error: the bound of the wall clock's error, nanoseconds; `UNDISCIPLINED_NS` while there is none.
+        boot: the boot id. Each of the four is the machine's own when it is left out; tests give theirs.
+    """
 
-    def mono_ns(self) -> int:
-        """CLOCK_MONOTONIC in nanoseconds."""
-        return time.monotonic_ns()
+    def __init__(
+        self,
+        *,
+        mono: Callable[[], int] = time.monotonic_ns,
+        wall: Callable[[], int] = time.time_ns,
+        error: Callable[[], int] | None = None,
+        boot: str | None = None,
+    ) -> None:
+        self.boot = _boot_id() if boot is None else boot
+        self.mono_ns = mono
+        self._wall = wall
+        self._error = _kernel_error() if error is None else error
+        self._looked_ns: int | None = None
+        self.wall_error_ns = UNDISCIPLINED_NS  # of the last `wall_offset_ns`
 
     def now(self, uncertainty_ns: int = 0) -> Stamp:
         """A stamp of this moment; `uncertainty_ns` of the event itself is added to the clock's."""
-        return self.at(time.monotonic_ns(), uncertainty_ns)
+        return self.at(self.mono_ns(), uncertainty_ns)
 
     def at(self, mono_ns: int, uncertainty_ns: int = 0) -> Stamp:
         """A stamp of a moment of this boot, given in monotonic time."""
@@ -60,19 +75,26 @@ class Clock:
 
     def wall_offset_ns(self) -> int | None:
         """What must be added to a monotonic time of this boot to get UTC; None while that is not known."""
-        mono, wall = time.monotonic_ns(), time.time_ns()
+        mono, wall = self.mono_ns(), self._wall()
         if wall < NOT_BEFORE_NS:
+            self._looked_ns = None  # when it becomes right, look at once who says so
             return None
-        if mono - self._looked_ns >= _TRUST_FOR_NS:
-            self._looked_ns, self.wall_error_ns = mono, self._discipline()
+        if self._looked_ns is None or mono - self._looked_ns >= _TRUST_FOR_NS:
+            self._looked_ns, self.wall_error_ns = mono, self._error()
         return wall - mono
 
-    def _discipline(self) -> int:
-        """The kernel's bound of the wall clock's error, ns; a second when nothing disciplines the clock."""
+
+def _kernel_error() -> Callable[[], int]:
+    """The kernel's bound of the wall clock's error, ns; `UNDISCIPLINED_NS` when nothing disciplines the clock."""
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def look() -> int:
         timex = _Timex()
-        if self._libc.adjtimex(ctypes.byref(timex)) < 0 or timex.status & _STA_UNSYNC:
-            return _UNDISCIPLINED_NS
+        if libc.adjtimex(ctypes.byref(timex)) < 0 or timex.status & _STA_UNSYNC:
+            return UNDISCIPLINED_NS
         return int(timex.maxerror) * 1000
+
+    return look
 
 
 def _boot_id() -> str:

@@ -39,11 +39,24 @@ class GatewayTable(Table, frozen=True):
     data_dir: str  # spool, pictures and control socket; relative to the config file
 
 
+class StreamTable(Table, frozen=True):
+    """What to keep of the streams whose names match; the first table that matches counts."""
+
+    match: Annotated[str, Meta(min_length=1, max_length=100)]  # `*` and `?` as in a shell
+    priority: Literal["low", "normal", "high"] = "normal"  # who is dropped first; events go after everything else
+    keep_mib: Annotated[int, Meta(ge=0)] = 0  # of history, that is of what every uplink has; 0 is no limit
+    keep_days: Annotated[float, Meta(ge=0, le=36500)] = 0.0  # days the machine was switched on; 0 is no limit
+
+
 class StoreTable(Table, frozen=True):
-    commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # longest wait of a reading for its commit
-    max_mib: Positive = 512  # of the spool file; past half of it what the consumer has is forgotten, oldest first;
-    # when it is full of what the consumer does not have, acquisition waits
+    commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # wait of a reading for its commit while an uplink is up
+    durability_ms: Annotated[int, Meta(ge=0, le=2000)] = 1000  # longest wait: while none is up, or the disk is slow
+    max_mib: Positive = 512  # of the spool file; past half of it what every uplink has is forgotten, oldest first
+    when_full: Literal["wait", "drop"] = "wait"  # of what is not delivered: acquisition waits, or low priority goes
+    ballast_mib: Annotated[int, Meta(ge=0, le=64)] = 4  # given up when the disk is full, so that deleting works
+    card_tbw: Annotated[float, Meta(ge=0)] = 0.0  # terabytes the disk is good for; 0: nobody knows
     pictures_max_mib: Positive = 64  # event pictures; the oldest goes first
+    stream: tuple[StreamTable, ...] = ()
 
 
 class LiveTable(Table, frozen=True):
@@ -249,7 +262,7 @@ def _explained(path: Path, message: str) -> ConfigError:
 
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
-        Config, GatewayTable, StoreTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
+        Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
         ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}

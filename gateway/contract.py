@@ -209,6 +209,7 @@ class BatchKind(enum.StrEnum):
     SAMPLES = "samples"
     INFERENCES = "inferences"
     EVENTS = "events"
+    GAP = "gap"  # stands for readings or rows that were deleted: gateway.store.columns.Gap
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
@@ -331,6 +332,11 @@ class SpoolStatus(msgspec.Struct, frozen=True):
     commit_p50_ms: float
     commit_p99_ms: float
     detail: str = ""
+    dropped: int = 0  # readings and rows deleted before every uplink had them; `octogate ledger` says which and why
+    damaged: int = 0  # of these, lost to a damaged file
+    written_mb_day: float = 0.0  # to the disk, at the pace of this run; 0 until a minute of it has passed
+    written_mb: float = 0.0  # in all, as far as this spool has seen
+    card_years: float | None = None  # until the declared card (store.card_tbw) is worn at that pace
 
 
 class LiveStatus(msgspec.Struct, frozen=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gateway.contract import GatewayStatus, Inference
+from gateway.contract import GatewayStatus, Inference, SpoolStatus
 
 
 def status_text(status: GatewayStatus) -> str:
@@ -42,6 +42,7 @@ def status_text(status: GatewayStatus) -> str:
     parts.append(
         f"spool   {spool.state}, {spool.bytes / 1e6:.1f} MB, {spool.batches} batches, backlog {spool.backlog}, "
         f"commit p50 {spool.commit_p50_ms:.1f} ms, p99 {spool.commit_p99_ms:.1f} ms {spool.detail}".rstrip()
+        + _wear(spool)
     )
     parts.append(
         f"uplink  {uplink.state} {uplink.broker} for {_duration(uplink.since_s)}, sent {uplink.sent}, in flight "
@@ -52,6 +53,15 @@ def status_text(status: GatewayStatus) -> str:
     events = [(str(e.severity), e.name, e.state, e.message) for e in status.events[:10]]
     parts.append(_table(("severity", "event", "state", "message"), events))
     return "\n\n".join(part for part in parts if part)
+
+
+def _wear(spool: SpoolStatus) -> str:
+    parts = [f"\ndropped {spool.dropped}, of these damaged {spool.damaged}: octogate ledger"] if spool.dropped else []
+    pace = f"{spool.written_mb_day:.0f} MB/day" if spool.written_mb_day else "less than a minute measured"
+    card = (
+        "not declared (store.card_tbw)" if spool.card_years is None else f"good for {spool.card_years:.1f} years more"
+    )
+    return "".join(parts) + f"\ndisk    {pace}, {spool.written_mb:.0f} MB written so far, card {card}"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

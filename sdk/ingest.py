@@ -114,6 +114,10 @@ class Table:
                 elif header.seq_first > expected:
                     fresh.gaps += 1
                     back.add(gateway)
+                elif header.kind is BatchKind.GAP:  # the gateway has no such readings any more, and says why
+                    self._skip(ids, key, blob)
+                    fresh.batches += 1
+                    following[key] = header.seq_first + header.n
                 else:
                     fresh.rows += self._insert(ids, key, header, blob, expected)
                     fresh.batches += 1
@@ -146,6 +150,14 @@ class Table:
         ]
         db.executemany("INSERT INTO reading VALUES (?, ?, ?, ?, ?)", rows)
         return len(rows)
+
+    def _skip(self, ids: dict[Key, int], key: Key, blob: bytes) -> None:
+        if key not in ids:
+            kind = self._codec.decode_gap(blob)[1].kind
+            cursor = self._db.execute(
+                "INSERT INTO stream (gateway, epoch, stream, kind, channels) VALUES (?, ?, ?, ?, '')", (*key, kind)
+            )
+            ids[key] = cursor.lastrowid or 0
 
     def _rows(self, header: Header, blob: bytes) -> list[tuple[int | None, int | None, str]]:
         if header.kind is not BatchKind.SAMPLES:

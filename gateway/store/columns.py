@@ -7,7 +7,10 @@ Layout, little-endian::
 The body of a samples batch holds, after the number of time segments (u32), byte planes (all first bytes, then all
 second bytes, ...; the "shuffle" filter of HDF5 and Blosc) of: the segments' first times as differences (i64, ns), their
 steps (i64, ns), their counts (u16) and the packed records. Slowly changing numbers share their high bytes, so the
-planes compress well, and no type needs code of its own. The body of any other batch is JSON lines.
+planes compress well, and no type needs code of its own. The body of inferences and events is JSON lines. A gap has the
+same key as any batch and stands for `n` readings or rows from `seq_first` on that the spool has no more; its body is
+one JSON object (see Gap), whatever `n` is. Several gaps may follow each other, and one that was sent may be sent again
+with a greater `n`: a receiver takes what lies beyond what it has, as with any batch.
 """
 
 from __future__ import annotations
@@ -54,6 +57,24 @@ class Header(msgspec.Struct, frozen=True, array_like=True, gc=False):
     wall_error_ns: int
 
 
+class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Why readings or rows of a stream are no more.
+
+    Attributes:
+        why: `full` (the drop policy made room), `damaged` (the file was), `age` or `bytes` (a limit of its own).
+        kind: what they were.
+        boot, mono_ns: when they were deleted; with the header's offset that is a time of day.
+        was: of a spool that was rebuilt after damage the epoch before (hex), whose sequence numbers go on.
+    """
+
+    why: str
+    kind: BatchKind
+    boot: str
+    mono_ns: int
+    was: str = ""
+
+
+_pack_gap, _unpack_gap = msgspec.json.Encoder().encode, msgspec.json.Decoder(Gap).decode
 _pack_header = msgspec.msgpack.Encoder().encode
 _unpack_header = msgspec.msgpack.Decoder(Header).decode
 
@@ -67,25 +88,16 @@ class Codec:
 
     def encode_samples(self, header: Header, samples: Sequence[Sample]) -> bytes:
         """Encode samples of one stream and schema, in order; `header.n` must be their sum."""
-        first = samples[0]
-        if len(samples) == 1:
-            firsts, steps, counts, data = first.firsts, first.steps, first.counts, first.data
-        else:
-            firsts, steps, counts = array("q"), array("q"), array("H")
-            for sample in samples:
-                firsts += sample.firsts
-                steps += sample.steps
-                counts += sample.counts
-            data = b"".join([sample.data for sample in samples])
-        differences = array("q", firsts[:1])
-        differences.extend(map(operator.sub, firsts[1:], firsts))
+        run = samples[0] if len(samples) == 1 else joined(samples)
+        differences = array("q", run.firsts[:1])
+        differences.extend(map(operator.sub, run.firsts[1:], run.firsts))
         body = b"".join(
             (
-                _SEGMENTS.pack(len(firsts)),
+                _SEGMENTS.pack(len(run.firsts)),
                 _planes(differences.tobytes(), 8),
-                _planes(steps.tobytes(), 8),
-                _planes(counts.tobytes(), 2),
-                _planes(data, first.schema.record_size),
+                _planes(run.steps.tobytes(), 8),
+                _planes(run.counts.tobytes(), 2),
+                _planes(run.data, run.schema.record_size),
             )
         )
         return self._blob(header, body)
@@ -93,6 +105,10 @@ class Codec:
     def encode_rows(self, header: Header, rows: Sequence[bytes]) -> bytes:
         """Encode JSON texts, one a row."""
         return self._blob(header, b"\n".join(rows))
+
+    def encode_gap(self, header: Header, gap: Gap) -> bytes:
+        """Encode that `header.n` readings or rows are no more."""
+        return self._blob(header, _pack_gap(gap))
 
     def _blob(self, header: Header, body: bytes) -> bytes:
         head = _pack_header(header)
@@ -125,6 +141,18 @@ class Codec:
             raise StoreError(f"batch of {header.stream!r} at {header.seq_first} is damaged: counts differ")
         return header, rows
 
+    def decode_gap(self, blob: bytes) -> tuple[Header, Gap]:
+        """The inverse of `encode_gap`."""
+        header, body = self._open(blob)
+        try:
+            return header, _unpack_gap(body)
+        except msgspec.DecodeError as error:
+            raise StoreError(f"gap of {header.stream!r} at {header.seq_first} is damaged: {error}") from error
+
+    def check(self, blob: bytes) -> Header:
+        """The header of a whole blob: its checksum is right. StoreError for a damaged one."""
+        return self._open(blob)[0]
+
     def _open(self, blob: bytes) -> tuple[Header, bytes]:
         header, at = read_header(blob)
         try:
@@ -148,6 +176,25 @@ def read_header(blob: bytes) -> tuple[Header, int]:
     except (ValueError, struct.error) as error:  # msgspec's errors are ValueErrors
         raise StoreError(f"not a batch: {error}") from error
     return header, 5 + length
+
+
+def with_header(blob: bytes, header: Header) -> bytes:
+    """The same body under another header."""
+    _, at = read_header(blob)
+    head = _pack_header(header)
+    return b"".join((MAGIC, _LENGTH.pack(len(head)), head, blob[at:]))
+
+
+def joined(samples: Sequence[Sample]) -> Sample:
+    """Runs of one stream and schema, in order, as one."""
+    firsts, steps, counts = array("q"), array("q"), array("H")
+    for sample in samples:
+        firsts += sample.firsts
+        steps += sample.steps
+        counts += sample.counts
+    return Sample(
+        samples[0].stream, samples[0].schema, firsts, steps, counts, b"".join([sample.data for sample in samples])
+    )
 
 
 def expand(sample: Sample) -> Iterator[tuple[int, tuple[float, ...]]]:

@@ -3,47 +3,45 @@
 One SQLite file in WAL mode with synchronous=FULL. The event loop collects what sources pour in; one writer thread
 encodes and commits it as a group; the futures that `append_*` returned are done when the commit is on disk. There is no
 timer while nothing comes in. A disk that refuses is retried with the same group: the futures just stay open, sources
-stop reading, nothing is acknowledged and nothing that is stored is touched.
+stop reading, nothing is acknowledged. What is delivered makes room; what is not is only touched when the policy says so
+(`gateway.store.retention`).
 """
 
 from __future__ import annotations
 
 import asyncio
-import queue
-import sqlite3
-import threading
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from gateway.clock import Clock
 from gateway.contract import Batch, BatchKind, Mark, Sample, Severity, SpoolStatus
-from gateway.store.tables import Tables
+from gateway.errors import StoreError
+from gateway.store.pace import PIECES, Pace
+from gateway.store.retention import Policy
+from gateway.store.state import lowest
+from gateway.store.tables import DamagedBatch, Tables
+from gateway.store.writer import Group, Mend, Writer
 
 FLUSH_BYTES = 256 << 10  # a group of this size is not kept waiting
 _SOON_S = 0.002  # not worth another wake-up
-_RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 
 
 class Notify(Protocol):
     def __call__(self, name: str, state: str, severity: Severity, message: str) -> None: ...
 
 
-class Group:
-    """What one commit takes: filled by the loop, written by the writer thread."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the config says about the spool; see `Spool.open`."""
 
-    __slots__ = ("bytes", "done", "marks", "rows", "samples", "since")
-
-    def __init__(self, done: asyncio.Future[None], since: float) -> None:
-        self.done = done
-        self.since = since  # loop time of the oldest thing in it
-        self.samples: dict[str, list[Sample]] = {}
-        self.rows: dict[tuple[str, BatchKind], list[bytes]] = {}
-        self.marks: dict[str, Mark] = {}
-        self.bytes = 0
+    max_bytes: int
+    policy: Policy
+    ballast_bytes: int
+    card_tbw: float
 
 
 class Spool:
@@ -53,24 +51,27 @@ class Spool:
         epoch: 16 bytes, made with the file; part of every batch's key.
         on_commit: called in the loop with the batches of each commit, in their order.
         head: the id of the newest batch on disk.
+        listening: whether anybody waits for readings right now (an uplink is up); while nobody does, commits are made
+            as rarely as the durability window allows.
     """
 
-    def __init__(self, path: Path, clock: Clock, commit_s: float, max_bytes: int, notify: Notify) -> None:
+    def __init__(self, path: Path, clock: Clock, pace: Pace, settings: Settings, notify: Notify) -> None:
         self._path = path
-        self._commit_s = commit_s
+        self._pace = pace
+        self._card_tbw = settings.card_tbw
         self._notify = notify
         self._loop = asyncio.get_running_loop()
-        self._tables = Tables(path, clock, max_bytes)
-        self.epoch = self._tables.epoch
-        self.head = self._tables.head
+        self._tables = Tables(path, clock, settings.max_bytes, settings.policy, settings.ballast_bytes)
+        self._uplinks = settings.policy.uplinks
+        self.epoch = self._tables.state.epoch
+        self.head = self._tables.state.head
+        self.listening: Callable[[], bool] = lambda: True
         self.on_commit: Callable[[Sequence[Batch]], None] = lambda _: None
         self._open_group: Group | None = None
         self._writing = False
         self._timer: asyncio.TimerHandle | None = None
-        self._work: queue.SimpleQueue[Group | None] = queue.SimpleQueue()
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._write_forever, name="spool", daemon=True)
-        self._confirmed: dict[str, int] = {}
+        self._confirmed = {uplink: dict(seqs) for uplink, seqs in self._tables.state.confirmed.items()}
+        self._writer = Writer(self._tables, self._loop, self, self._confirmed)
         self._idle = asyncio.Event()  # set whenever the writer has answered
         self._state, self._detail = "ok", ""
         self._commits = 0
@@ -79,16 +80,38 @@ class Spool:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, path: Path, clock: Clock, *, commit_s: float, max_bytes: int, notify: Notify
+        cls,
+        path: Path,
+        clock: Clock,
+        *,
+        commit_s: float,
+        max_bytes: int,
+        notify: Notify,
+        durability_s: float = 0.0,
+        policy: Policy | None = None,
+        ballast_bytes: int = 0,
+        card_tbw: float = 0.0,
     ) -> AsyncIterator[Spool]:
         """Open or make the spool at `path`; on leaving, everything handed in so far is on disk.
 
+        Args:
+            commit_s, durability_s: see `gateway.store.pace.Pace`.
+            max_bytes: of the file.
+            policy: limits, priorities, and which uplinks there are; one uplink named main when left out.
+            ballast_bytes: kept beside the file for the day the disk is full; at most an eighth of `max_bytes`.
+            card_tbw: what the disk is good for, terabytes written; 0 when nobody knows.
+
         Raises:
-            StoreError: the file cannot be opened, is damaged or belongs to a newer version.
+            StoreError: the file cannot be opened or belongs to a newer version.
         """
-        spool = cls(path, clock, commit_s, max_bytes, notify)
-        spool._thread.start()
+        settings = Settings(max_bytes, policy or Policy(), ballast_bytes, card_tbw)
+        spool = cls(path, clock, Pace(commit_s, durability_s), settings, notify)
+        spool._writer.start()
         try:
+            if (recovered := spool._tables.recovered) is not None:
+                # not at once: whoever opens the spool is about to put what it is told into it
+                told = f"{path}: {recovered.text()}"
+                spool._loop.call_soon(notify, "store.rebuilt", "point", Severity.ALARM, told)
             yield spool
         finally:
             await spool._close()
@@ -106,6 +129,7 @@ class Spool:
         for sample in samples:
             group.samples.setdefault(sample.stream, []).append(sample)
             group.bytes += len(sample.data) + 18 * len(sample.firsts)
+            group.pieces += len(sample.firsts)
         if mark is not None:
             group.marks[mark.source] = mark
         return self._grown(group)
@@ -115,14 +139,18 @@ class Spool:
         group = self._group(None)
         group.rows.setdefault((stream, kind), []).append(row)
         group.bytes += len(row)
+        if kind is BatchKind.EVENTS and not group.urgent:
+            group.urgent = True
+            self._arm(group)
         return self._grown(group)
 
     def _group(self, since: float | None) -> Group:
         group = self._open_group
+        now = self._loop.time()
         if since is None:
-            since = self._loop.time()
+            since = now
         if group is None:
-            group = self._open_group = Group(self._loop.create_future(), since)
+            group = self._open_group = Group(self._loop.create_future(), since, self._pace.begins(now))
             self._arm(group)
         elif since < group.since:
             group.since = since
@@ -135,13 +163,19 @@ class Spool:
             self._timer.cancel()
             self._timer = None
         if not self._writing:
-            now, due = self._loop.time(), group.since + self._commit_s
+            eager = group.urgent or not group.steady or self.listening()
+            now, due = self._loop.time(), group.since + self._pace.wait_s(eager=eager)
             # what is as good as due goes in the next turn of the loop: sources read in this turn share the commit
             self._timer = self._loop.call_at(now if due - now < _SOON_S else due, self._flush)
 
     def _grown(self, group: Group) -> asyncio.Future[None]:
-        if group.bytes >= FLUSH_BYTES and not self._writing:
+        if self._writing:
+            return group.done
+        if group.bytes >= FLUSH_BYTES:
             self._flush()
+        elif group.pieces >= PIECES and not group.urgent and not self.listening():
+            group.urgent = True  # as soon as if somebody listened: nodes hold what is not acknowledged
+            self._arm(group)
         return group.done
 
     def _flush(self) -> None:
@@ -152,13 +186,16 @@ class Spool:
         group, self._open_group = self._open_group, None
         if group is not None:
             self._writing = True
-            self._work.put(group)
+            self._writer.put(group)
 
-    def _committed(self, group: Group, batches: Sequence[Batch], took_ms: float) -> None:
+    # --- what the writer says ------------------------------------------------------------------------------------
+
+    def committed(self, group: Group, batches: Sequence[Batch], took_ms: float) -> None:
         self._writing = False
         self._idle.set()
         self._commits += 1
         self._took_ms.append(took_ms)
+        self._pace.took(took_ms / 1e3)
         if batches:
             self.head = batches[-1].id
         if not group.done.done():
@@ -170,47 +207,37 @@ class Spool:
             else:
                 self._arm(waiting)
 
-    # --- writing (in the writer thread) -----------------------------------------------------------------------
-
-    def _write_forever(self) -> None:
-        while (group := self._work.get()) is not None:
-            started = time.perf_counter()
-            batches = self._write_stubbornly(group)
-            if batches is None:
-                return
-            took_ms = (time.perf_counter() - started) * 1e3
-            self._loop.call_soon_threadsafe(self._committed, group, batches, took_ms)
-        self._tables.keep_watermark(dict(self._confirmed))
-
-    def _write_stubbornly(self, group: Group) -> list[Batch] | None:
-        """Commit, however often the disk says no; None when the spool closes first."""
-        tries = 0
-        while True:
-            try:
-                batches = self._tables.commit(group.samples, group.rows, group.marks, dict(self._confirmed))
-            except sqlite3.Error as error:
-                full = "full" in str(error)
-                wait = _RETRY_S[min(tries, len(_RETRY_S) - 1)]
-                if tries == 0:
-                    self._loop.call_soon_threadsafe(self._refused, "full" if full else "failing", str(error))
-                tries += 1
-                if self._closing.wait(wait):
-                    return None
-            else:
-                if tries > 0:
-                    self._loop.call_soon_threadsafe(self._accepted)
-                return batches
-
-    def _refused(self, state: str, detail: str) -> None:
+    def refused(self, state: str, detail: str) -> None:
         self._state, self._detail = state, detail
         self._idle.set()
         advice = "free some space or raise store.max_mib" if state == "full" else "check the disk"
         message = f"{self._path}: cannot store: {detail}; nothing is acknowledged until it can; {advice}"
         self._notify(f"store.{state}", "raised", Severity.ALARM, message)
 
-    def _accepted(self) -> None:
+    def accepted(self) -> None:
         was, self._state, self._detail = self._state, "ok", ""
         self._notify(f"store.{was}", "cleared", Severity.ALARM, f"{self._path}: storing again, nothing was lost")
+
+    def dropping(self, on: bool, dropped: int) -> None:
+        """Tell, once, that undelivered readings go; and that they do no more."""
+        message = (
+            f"{self._path}: full: the oldest undelivered readings of the lowest priority are deleted, {dropped} so far; "
+            "`octogate ledger` says which; give it more room or bring an uplink back"
+            if on
+            else f"{self._path}: there is room again; {dropped} readings and rows were deleted in all"
+        )
+        self._notify("store.dropping", "raised" if on else "cleared", Severity.ALARM, message)
+
+    def mended(self, work: Mend, lost: int, error: StoreError | None) -> None:
+        if lost:
+            message = f"{self._path}: batch {work.id} is damaged: {lost} readings or rows are lost; see octogate ledger"
+            self._notify("store.damaged", "point", Severity.ALARM, message)
+        if work.done.done():
+            return
+        if error is None:
+            work.done.set_result(None)
+        else:
+            work.done.set_exception(error)
 
     async def _close(self) -> None:
         """Store what is still open, then end the writer; a disk that refuses ends it too."""
@@ -219,55 +246,106 @@ class Spool:
                 self._flush()
             self._idle.clear()
             await self._idle.wait()
-        self._closing.set()
-        self._work.put(None)
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._writer.close)
         self._tables.close()
 
     # --- giving back ------------------------------------------------------------------------------------------
 
     def mark(self, source: str) -> Mark | None:
         """How far a source had been taken when the spool was opened."""
-        return self._tables.marks.get(source)
+        return self._tables.state.marks.get(source)
 
     def next_seq(self) -> Mapping[str, int]:
         """Readings or rows on disk, by stream."""
-        return self._tables.next_seq
+        return self._tables.state.next_seq
 
     def kind(self, stream: str) -> BatchKind:
         """What a stream holds; KeyError for one that is not on disk."""
-        return self._tables.kinds[stream]
+        return self._tables.state.kinds[stream]
 
-    def confirm(self, watermark: Mapping[str, int]) -> None:
-        """The consumer has committed everything before these sequence numbers."""
+    def confirm(self, watermark: Mapping[str, int], uplink: str = "main") -> None:
+        """The consumer behind an uplink has committed everything before these sequence numbers."""
+        known = self._confirmed.setdefault(uplink, {})
         for stream, seq in watermark.items():
-            if seq > self._confirmed.get(stream, -1):
-                self._confirmed[stream] = seq
+            if seq > known.get(stream, -1):
+                known[stream] = seq
 
-    def confirmed(self) -> Mapping[str, int]:
-        """The consumer's watermark as far as it is known here."""
-        return {**self._tables.confirmed, **self._confirmed}
+    def confirmed(self, uplink: str = "main") -> Mapping[str, int]:
+        """An uplink's watermark as far as it is known here."""
+        return dict(self._confirmed.get(uplink, {}))
+
+    def delivered(self, stream: str) -> int:
+        """What every configured uplink has of a stream."""
+        return lowest(self._confirmed, self._uplinks, stream)
+
+    def uplink(self, name: str) -> UplinkStore:
+        """The spool as one uplink sees it."""
+        return UplinkStore(self, name)
 
     async def read_after(self, batch_id: int, max_bytes: int = 1 << 20) -> list[Batch]:
-        """Batches that follow `batch_id`, oldest first, about `max_bytes` of them."""
-        return await asyncio.to_thread(self._tables.read_after, batch_id, max_bytes)
+        """Batches that follow `batch_id`, oldest first, about `max_bytes` of them; gaps in place of what is damaged.
+
+        Raises:
+            StoreError: the file cannot be read.
+        """
+        while True:
+            try:
+                return await asyncio.to_thread(self._tables.read_after, batch_id, max_bytes)
+            except DamagedBatch as damaged:
+                work = Mend(damaged.id, self._loop.create_future())
+                self._writer.put(work)
+                await work.done
 
     async def rewind_point(self, watermark: Mapping[str, int]) -> int:
         """The batch id to send after, so that nothing from this watermark on is missing."""
+        if self._open_group is not None:
+            self._arm(self._open_group)  # somebody listens again: what waits need not wait as long
         return await asyncio.to_thread(self._tables.rewind_point, dict(watermark))
 
     def status(self) -> SpoolStatus:
-        confirmed = self.confirmed()
         took = sorted(self._took_ms) or [0.0]
+        upkeep = self._tables.upkeep
+        worn = upkeep.books.wear()
         return SpoolStatus(
             path=str(self._path),
             epoch=self.epoch.hex(),
             state=self._state,
             bytes=self._tables.size_bytes(),
-            batches=self._tables.batches,
-            backlog=sum(max(0, seq - confirmed.get(s, 0)) for s, seq in self.next_seq().items()),
+            batches=sum(totals.batches for totals in tuple(upkeep.books.totals.values())),
+            backlog=sum(max(0, seq - self.delivered(s)) for s, seq in self.next_seq().items()),
             commits=self._commits,
             commit_p50_ms=round(took[len(took) // 2], 3),
             commit_p99_ms=round(took[len(took) * 99 // 100], 3),
             detail=self._detail,
+            dropped=upkeep.dropped,
+            damaged=upkeep.damaged,
+            written_mb_day=round(worn.per_day / 1e6, 1),
+            written_mb=round(worn.written / 1e6, 1),
+            card_years=worn.years_left(self._card_tbw),
         )
+
+
+class UplinkStore:
+    """The spool as one uplink sees it: its own watermark, everything else shared."""
+
+    def __init__(self, spool: Spool, name: str) -> None:
+        self._spool = spool
+        self.name = name
+        self.read_after = spool.read_after
+        self.rewind_point = spool.rewind_point
+
+    @property
+    def epoch(self) -> bytes:
+        return self._spool.epoch
+
+    @property
+    def head(self) -> int:
+        return self._spool.head
+
+    def confirm(self, watermark: Mapping[str, int]) -> None:
+        """This uplink's consumer has committed everything before these sequence numbers."""
+        self._spool.confirm(watermark, self.name)
+
+    def confirmed(self) -> Mapping[str, int]:
+        """This uplink's watermark."""
+        return self._spool.confirmed(self.name)

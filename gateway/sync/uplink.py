@@ -115,6 +115,11 @@ class Uplink:
             pictures=self._pictures.delivered if self._pictures is not None else 0,
         )
 
+    @property
+    def up(self) -> bool:
+        """Whether somebody gets what is committed right away."""
+        return self._connection.state == "up"
+
     def leave(self) -> None:
         """Called before an intended end, while the connection still is there."""
         if self._live is not None:

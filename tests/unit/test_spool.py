@@ -196,19 +196,6 @@ def test_closing_a_full_spool_does_not_hang(tmp_path: Path) -> None:
     asyncio.run(asyncio.wait_for(scenario(), 30))
 
 
-@pytest.mark.parametrize("content", [b"not a database at all" * 100, b"SQLite format 3\0" + b"\xff" * 4096])
-def test_a_damaged_file_is_named(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "spool.db").write_bytes(content)
-
-    async def scenario() -> None:
-        with pytest.raises(StoreError, match=r"spool\.db.*move a damaged file aside"):
-            async with spool(tmp_path):
-                pass
-
-    asyncio.run(scenario())
-    assert (tmp_path / "spool.db").read_bytes() == content  # what may be rescued stays
-
-
 def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / "spool.db") as db:
         db.execute("PRAGMA user_version = 999")

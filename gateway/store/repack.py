@@ -1,0 +1,99 @@
+"""Small batches that every uplink has, made into large ones: history costs a fraction of what the wire needed.
+
+What is not delivered keeps its key and is never touched. A consumer that goes back behind what it had confirmed gets
+the large batch and takes what it lacks of it, as always.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gateway.errors import StoreError
+from gateway.store.columns import Codec, joined, read_header
+
+WORTH = 2048  # readings; fewer are left until there are more
+LARGEST = 8192
+AT_ONCE = 4096  # batches looked at per stream
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A batch as it stands in its table."""
+
+    id: int
+    seq_first: int
+    n: int
+    session: int | None
+    mark: int | None
+    blob: bytes
+
+
+_SMALL = (
+    "SELECT id, seq_first, n, session, mark, blob FROM batch WHERE stream = ? AND seq_first >= ? AND "
+    "seq_first + n <= ? AND gap = 0 AND n < ? ORDER BY seq_first LIMIT ?"
+)
+
+
+def repack(
+    db: sqlite3.Connection, codec: Codec, name: str, stream: int, packed: int, below: int
+) -> tuple[int, int, int]:
+    """Pack what lies between two sequence numbers of a stream of readings.
+
+    Returns:
+        Up to where it is packed now, by how many batches and by how many bytes the stream has become smaller.
+    """
+    if below - packed < WORTH:
+        return packed, 0, 0
+    rows = [Row(*row) for row in db.execute(_SMALL, (stream, packed, below, WORTH, AT_ONCE))]
+    batches = size = 0
+    for run in _runs(rows):
+        if sum(row.n for row in run) < WORTH and run[-1] is rows[-1]:
+            break  # there will be more
+        packed = run[-1].seq_first + run[-1].n
+        if len(run) == 1:
+            continue
+        try:
+            blob = _together(codec, name, run)
+        except StoreError:  # a damaged one among them: they stay as they are
+            continue
+        db.executemany("DELETE FROM batch WHERE id = ?", [(row.id,) for row in run])
+        last = run[-1]
+        db.execute(
+            "INSERT INTO batch (id, stream, seq_first, n, session, mark, blob) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (last.id, stream, run[0].seq_first, sum(row.n for row in run), last.session, last.mark, blob),
+        )
+        batches += len(run) - 1
+        size += sum(len(row.blob) for row in run) - len(blob)
+    return packed, batches, size
+
+
+def _runs(rows: list[Row]) -> Iterator[list[Row]]:
+    """Rows that may become one: consecutive, of one boot and schema, together not too large."""
+    run: list[Row] = []
+    before, n = ("", ""), 0
+    for row in rows:
+        try:
+            header, _ = read_header(row.blob)
+            alike = (header.boot, header.spec)
+        except StoreError:
+            alike = ("", f"damaged {row.id}")
+        follows = bool(run) and row.seq_first == run[-1].seq_first + run[-1].n
+        if run and not (follows and alike == before and n + row.n <= LARGEST):
+            yield run
+            run, n = [], 0
+        run.append(row)
+        before, n = alike, n + row.n
+    if run:
+        yield run
+
+
+def _together(codec: Codec, name: str, run: list[Row]) -> bytes:
+    decoded = [codec.decode_samples(row.blob) for row in run]
+    first, last = decoded[0][0], decoded[-1][0]
+    header = type(first)(
+        first.epoch, name, first.seq_first, sum(row.n for row in run), first.kind, first.spec, first.boot,
+        last.wall_offset_ns, last.wall_error_ns,
+    )  # fmt: skip
+    return codec.encode_samples(header, [joined([sample for _, sample in decoded])])
