@@ -209,6 +209,7 @@ class BatchKind(enum.StrEnum):
     SAMPLES = "samples"
     INFERENCES = "inferences"
     EVENTS = "events"
+    GAP = "gap"  # a range that was dropped by policy; one JSON row says why and when
 
 
 class Batch(msgspec.Struct, frozen=True, gc=False):
