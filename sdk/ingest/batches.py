@@ -74,22 +74,28 @@ class Arrived:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A range that the gateway dropped by policy.
+    """A range that the gateway has no more: dropped by its policy, or damaged on its disk.
 
     Attributes:
         why: the gateway's own words, shortened.
         when_ns: when it was dropped, UTC nanoseconds; None when the gateway did not know.
+        kind: what it was.
     """
 
     why: str
     when_ns: int | None
+    kind: BatchKind = BatchKind.SAMPLES
 
 
 Content = Sample | list[bytes] | Gap
 
 
 class _GapRow(msgspec.Struct):
+    """The body of a gap, as far as it is read here; gateway/store/columns.py writes it."""
+
     why: str = ""
+    kind: BatchKind = BatchKind.SAMPLES
+    mono_ns: int | None = None
     when_ns: int | None = None
 
 
@@ -119,13 +125,13 @@ def content(codec: Codec, blob: bytes) -> Content:
     """What a batch holds; StoreError when its body is damaged."""
     header, at = read_header(blob)
     if header.kind is BatchKind.GAP:
-        return _gap(blob[at:])
+        return _gap(blob[at:], header.wall_offset_ns)
     if header.kind is BatchKind.SAMPLES:
         return codec.decode_samples(blob)[1]
     return codec.decode_rows(blob)[1]
 
 
-def _gap(body: bytes) -> Gap:
+def _gap(body: bytes, wall_offset_ns: int | None) -> Gap:
     """The reason in the first row; a gap whose reason cannot be read is a gap all the same."""
     try:
         size = zstandard.frame_content_size(body)
@@ -135,8 +141,12 @@ def _gap(body: bytes) -> Gap:
         row = _decode_gap(text.partition(b"\n")[0])
     except (ValueError, zstandard.ZstdError):  # msgspec's errors are ValueErrors
         return Gap("reason unreadable", None)
-    when = row.when_ns if row.when_ns is not None and 0 <= row.when_ns < MAX_SEQ else None
-    return Gap("".join(c for c in row.why[:MAX_WHY] if c.isprintable()), when)
+    when = row.when_ns
+    if when is None and row.mono_ns is not None and wall_offset_ns is not None:
+        when = row.mono_ns + wall_offset_ns
+    if when is not None and not 0 <= when < MAX_SEQ:
+        when = None
+    return Gap("".join(c for c in row.why[:MAX_WHY] if c.isprintable()), when, row.kind)
 
 
 class Offer(Protocol):

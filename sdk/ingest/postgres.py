@@ -127,12 +127,12 @@ class PostgresSink:
         rows = await self._rows("SELECT gateway, epoch, stream, id, next_seq FROM octogate.stream ORDER BY id")
         return {(gateway, epoch, stream): (id, seq) for gateway, epoch, stream, id, seq in rows}
 
-    async def add_streams(self, batches: Mapping[Key, Arrived]) -> dict[Key, int]:
+    async def add_streams(self, kinds: Mapping[Key, str]) -> dict[Key, int]:
         await self._many(
             "INSERT INTO octogate.stream (gateway, epoch, stream, kind) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
-            [(*key, str(batches[key].header.kind)) for key in sorted(batches)],  # one order: no deadlock
+            [(*key, kinds[key]) for key in sorted(kinds)],  # one order: no deadlock
         )
-        return {key: id for key, (id, _) in (await self.streams()).items() if key in batches}
+        return {key: id for key, (id, _) in (await self.streams()).items() if key in kinds}
 
     async def prepare(self, takes: Iterable[tuple[Arrived, Content]]) -> None:
         """A table for each new set of channels, a view for each new pair of stream name and channels."""

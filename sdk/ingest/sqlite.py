@@ -117,14 +117,14 @@ class SqliteSink:
         rows = await self._rows("SELECT gateway, epoch, stream, id, next_seq FROM stream ORDER BY id")
         return {(gateway, epoch, stream): (id, seq) for gateway, epoch, stream, id, seq in rows}
 
-    async def add_streams(self, batches: Mapping[Key, Arrived]) -> dict[Key, int]:
+    async def add_streams(self, kinds: Mapping[Key, str]) -> dict[Key, int]:
         async with self.transaction():
-            for key, batch in batches.items():
+            for key, kind in kinds.items():
                 await self._rows(
                     "INSERT OR IGNORE INTO stream (gateway, epoch, stream, kind, channels) VALUES (?, ?, ?, ?, '')",
-                    *(*key, batch.header.kind),
+                    *(*key, kind),
                 )
-        return {key: id for key, (id, _) in (await self.streams()).items() if key in batches}
+        return {key: id for key, (id, _) in (await self.streams()).items() if key in kinds}
 
     async def prepare(self, takes: Iterable[tuple[Arrived, Content]]) -> None:
         """A view for each new pair of stream name and channels."""

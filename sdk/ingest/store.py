@@ -78,8 +78,8 @@ class Sink(Protocol):
         """Every stream's id and next sequence number, oldest first."""
         ...
 
-    async def add_streams(self, batches: Mapping[Key, Arrived]) -> dict[Key, int]:
-        """Ids of these streams, made where they are missing; in a transaction of its own."""
+    async def add_streams(self, kinds: Mapping[Key, str]) -> dict[Key, int]:
+        """Ids of these streams, made with their kinds where they are missing; in a transaction of its own."""
         ...
 
     async def prepare(self, takes: Iterable[tuple[Arrived, Content]]) -> None:
@@ -252,7 +252,11 @@ class Table:
         self._epochs.update(epochs)
 
     async def _know(self, opened: list[tuple[Arrived, Content]]) -> None:
-        unknown = {batch.key: batch for batch, _ in opened if batch.key not in self._ids}
+        unknown = {
+            batch.key: str(held.kind if isinstance(held, Gap) else batch.header.kind)
+            for batch, held in opened
+            if batch.key not in self._ids
+        }
         if unknown:
             self._ids.update(await self.sink.add_streams(unknown))
         await self.sink.prepare(opened)

@@ -45,7 +45,7 @@ def readings(
 
 def gap(first: int, n: int, why: str = "store full", *, stream: str = STREAM) -> Arrived:
     head = header(first, n, BatchKind.GAP, stream=stream)
-    row = msgspec.json.encode({"seq_first": first, "n": n, "why": why, "when_ns": OFFSET_NS})
+    row = msgspec.json.encode({"why": why, "kind": "samples", "boot": "boot-1", "mono_ns": 5})
     return Arrived("g1", head, _codec.encode_rows(head, [row]))
 
 

@@ -187,6 +187,22 @@ def test_what_is_early_waits_for_the_hole_and_then_is_taken(tmp_path: Path) -> N
     run(tmp_path / "db", scenario)
 
 
+def test_a_stream_may_begin_with_what_was_dropped(tmp_path: Path) -> None:
+    head = header(0, 7, BatchKind.GAP, stream="events")
+    body = {"why": "full", "kind": "events", "boot": "boot-1", "mono_ns": 5}
+    begin = type(gap(0, 1))("g1", head, Codec().encode_rows(head, [msgspec.json.encode(body)]))
+
+    async def scenario(sink: SqliteSink, table: Table) -> None:
+        await sink.hook_start("h")
+        assert (await table.take([begin, events(7, ["hot"])], Counts())).events
+        (stream,) = await sink.ledger(count=True)
+        assert (stream.kind, stream.dropped, stream.committed) == ("events", 7, 1)
+        assert stream.runs[0].when_ns == OFFSET_NS + 5
+        assert [event["seq"] for event in await sink.hook_events("h", 9)] == [7]
+
+    run(tmp_path / "db", scenario)
+
+
 def test_a_hole_that_nobody_fills_is_ledgered_as_missing(tmp_path: Path) -> None:
     async def scenario(sink: SqliteSink, table: Table) -> None:
         counts = Counts()
