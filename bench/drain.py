@@ -110,7 +110,7 @@ class Subscriber:
 
     def _arrived(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         now = time.monotonic()
-        header, _ = read_header(message.payload)
+        header, _ = read_header(bytes(message.payload))
         self.first_at = self.first_at or now
         self.lost += max(0, header.seq_first - self.next)
         self.reordered += header.seq_first < self.next
