@@ -16,7 +16,7 @@ from invoke.tasks import task
 
 ROOT = Path(__file__).resolve().parent
 # What the integration tests start -> the Debian package that has it.
-SYSTEM_PROGRAMS = {"mosquitto": "mosquitto", "strace": "strace"}
+SYSTEM_PROGRAMS = {"mosquitto": "mosquitto", "strace": "strace", "node": "nodejs", "npm": "npm"}
 # Servers live in sbin, which is not on everyone's PATH.
 SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
 CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist"]

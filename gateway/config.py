@@ -60,9 +60,9 @@ class StoreTable(Table, frozen=True):
 
 
 class LiveTable(Table, frozen=True):
-    group: Annotated[str, Meta(pattern=r"^[^+#/]{1,64}$")] = "octogate"  # Sparkplug group id
+    group: Annotated[str, Meta(pattern=r"^[^+#/\x00-\x1f]{1,64}\Z")] = "octogate"  # Sparkplug group id
     min_interval_ms: Annotated[int, Meta(ge=50)] = 1000  # newest value of a metric at most this often
-    primary_host: Annotated[str, Meta(pattern=r"^[^+#/]{0,64}$")] = ""  # host id; birth waits for its STATE
+    primary_host: Annotated[str, Meta(pattern=r"^[^+#/\x00-\x1f]{0,64}\Z")] = ""  # host id; birth waits for its STATE
     flush_historical: bool = False  # after an outage, tell what was missed as historical metrics
 
 

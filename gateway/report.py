@@ -50,6 +50,9 @@ def status_text(status: GatewayStatus) -> str:
         if uplink.broker
         else "uplink  none configured"
     )
+    if (live := uplink.live) is not None:
+        waits = f" for '{live.primary_host}'" if live.state == "waiting" else ""
+        parts.append(f"live    {live.state}{waits}, {live.devices} devices, sent {live.sent}, bdSeq {live.bd_seq}")
     events = [(str(e.severity), e.name, e.state, e.message) for e in status.events[:10]]
     parts.append(_table(("severity", "event", "state", "message"), events))
     return "\n\n".join(part for part in parts if part)

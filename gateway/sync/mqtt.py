@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import random
 import socket
 import time
@@ -24,6 +25,7 @@ from gateway.sync.account import CONNECT_S, Account, Message, dial, make_client,
 
 __all__ = ["Account", "Connection", "Message"]
 
+GOODBYE_S = 0.5  # for the broker to close after DISCONNECT
 USER_TIMEOUT_MS = 6000  # an unacknowledged segment ends a half-open link after this: notes in docs/decisions.md
 BACKOFF_MIN_S = 0.25
 STABLE_S = 60.0  # up for so long: the backoff starts anew
@@ -62,7 +64,7 @@ class Connection:
         self._loop = asyncio.get_running_loop()
         self._client: paho.Client | None = None
         self._lost = asyncio.Event()
-        self._again = False  # we left ourselves, to connect anew at once
+        self._again = ""  # why we leave ourselves, to connect anew at once
         self._publishing = False
         self._inflight: dict[int, bool] = {}  # message id -> whether it has to be heard
         self._misc: asyncio.TimerHandle | None = None
@@ -107,13 +109,10 @@ class Connection:
             self._client.subscribe(topic, qos=qos)
 
     def reconnect(self, why: str) -> None:
-        """Say goodbye (the broker forgets the will) and connect anew at once. Not to be called from paho's callbacks."""
-        if self._client is None or self.state != "up":
-            return
-        self._client.disconnect()
-        self._client.loop_write()
-        self.detail, self._again = why, True
-        self._lost.set()
+        """Say goodbye (the broker forgets the will) and connect anew at once."""
+        if self.state == "up":
+            self._again = why
+            self._lost.set()
 
     # --- the connection's life --------------------------------------------------------------------------------
 
@@ -123,7 +122,9 @@ class Connection:
             try:
                 await self._keep_connected()
             finally:
-                self._leave()
+                await self._goodbye()
+                self._turn("down", "stopped")
+                self._drop()
 
     async def _keep_connected(self) -> None:
         backoff = BACKOFF_MIN_S
@@ -139,12 +140,14 @@ class Connection:
                 self.on_up()
                 await self._lost.wait()
                 self._poked.clear()
+                if why := self._again:
+                    self._again = ""
+                    await self._goodbye()
+                    self._down(why)
+                    continue
                 if time.monotonic() - self.since >= STABLE_S:
                     backoff = BACKOFF_MIN_S
                 self._down(self.detail or "the broker closed the connection")
-            if self._again:
-                self._again = False
-                continue
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(random.uniform(0, backoff)):  # full jitter
                     await self._poked.wait()
@@ -311,10 +314,21 @@ class Connection:
         with contextlib.suppress(OSError):
             sock.close()
 
-    def _leave(self) -> None:
-        """Say goodbye, so that the broker does not publish the will."""
-        if self._client is not None and self.state == "up":
-            self._client.disconnect()
-            self._client.loop_write()  # now: the selector will not be asked again
-        self._turn("down", "stopped")
-        self._drop()
+    async def _goodbye(self) -> None:
+        """DISCONNECT, so that the broker forgets the will.
+
+        What the broker still sends is read until it closes: a close with unread input is a reset, which may overtake
+        the DISCONNECT, and then the will is published after all.
+        """
+        client = self._client
+        if client is None or self.state != "up" or (sock := client.socket()) is None:
+            return
+        held = socket.socket(fileno=os.dup(sock.fileno()))  # paho closes its own right after DISCONNECT
+        held.setblocking(False)
+        client.disconnect()
+        client.loop_write()
+        with contextlib.closing(held), contextlib.suppress(OSError):  # TimeoutError is one
+            held.shutdown(socket.SHUT_WR)
+            async with asyncio.timeout(GOODBYE_S):
+                while await self._loop.sock_recv(held, 65536):
+                    pass

@@ -108,7 +108,9 @@ def _value(datatype: int, value: Value) -> bytes:
     if datatype == DOUBLE:
         return b"\x69" + struct.pack("<d", value)
     number = int(value)
-    if datatype in (INT64, UINT64):
+    # UInt32 too: the specification's table says otherwise, but Tahu's Java, C and JavaScript write it so, and npm's
+    # decoder reads nothing else
+    if datatype in (INT64, UINT32, UINT64):
         return put_varint(_LONG, number & (1 << 64) - 1)
     return put_varint(_INT, number & (1 << 32) - 1)  # negative ones sign-extended to 32 bits
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from gateway.contract import Inference, Result, Sample, SourceState, Stamp
+from gateway.contract import Event, Inference, Result, Sample, Severity, SourceState, Stamp
 from gateway.sync.live import Live, Setup
 from gateway.sync.mqtt import Message
 from gateway.sync.sparkplug import BOOLEAN, Metric, Value, encode
@@ -114,3 +115,38 @@ class Bench:
     def host(self, online: bool, timestamp: int, topic: str = HOST) -> bool:
         payload = json.dumps({"online": online, "timestamp": timestamp}).encode()
         return self.live.message(Message(topic, payload, True))
+
+
+PRESS_BIRTH = [
+    "Source/state",
+    "inference/press-state/label",
+    "inference/press-state/score",
+    "power/count",
+    "power/half",
+]
+
+
+def played(scenario: Callable[[], Awaitable[None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await scenario()
+
+    asyncio.run(bounded())
+
+
+def alarm(state: str) -> Event:
+    stamp = Stamp("boot", time.monotonic_ns(), None, 0)
+    return Event("too-hot", "press/power", state, Severity.ALARM, stamp, "hot")
+
+
+def assert_consecutive(messages: list[Told]) -> None:
+    """seq runs over node and device messages from each NBIRTH on, 0 follows 255, and NDEATH has none."""
+    expected = 0
+    for message in messages:
+        if message.kind == "NDEATH":
+            assert message.seq is None
+            continue
+        if message.kind == "NBIRTH":
+            expected = 0
+        assert message.seq == expected, message
+        expected = (expected + 1) % 256

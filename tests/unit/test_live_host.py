@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,16 +15,8 @@ from gateway.contract import SourceState
 from gateway.sync import history
 from gateway.sync.hoststate import MAX_STATE, PrimaryHost
 from gateway.sync.mqtt import Message
-from tests.unit.live_bench import HOST, REBIRTH, Bench
+from tests.unit.live_bench import HOST, REBIRTH, Bench, played
 from tests.unit.samples import counted
-
-
-def played(scenario: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await scenario()
-
-    asyncio.run(bounded())
 
 
 @pytest.mark.tck(

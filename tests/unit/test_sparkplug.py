@@ -21,7 +21,7 @@ VALUES: list[tuple[int, Value, int, int | bytes]] = [
     (sparkplug.INT32, -(1 << 31), 10, 1 << 31),
     (sparkplug.UINT8, 255, 10, 255),
     (sparkplug.UINT16, 65535, 10, 65535),
-    (sparkplug.UINT32, 4_000_000_000, 10, 4_000_000_000),
+    (sparkplug.UINT32, 4_000_000_000, 11, 4_000_000_000),
     (sparkplug.INT64, -2, 11, 0xFFFFFFFFFFFFFFFE),
     (sparkplug.UINT64, (1 << 64) - 1, 11, (1 << 64) - 1),
     (sparkplug.FLOAT, 1.5, 12, int.from_bytes(struct.pack("<f", 1.5), "little")),
