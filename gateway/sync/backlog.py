@@ -62,6 +62,9 @@ class Backlog:
         send: publishes a batch; False when it could not.
         room: whether `send` may be called now.
         bucket: how fast what is read back from the disk may go; without limit when left out.
+
+    Attributes:
+        on_idle: called when everything that waited has been sent.
     """
 
     def __init__(
@@ -92,6 +95,7 @@ class Backlog:
         self._heard_at = 0.0
         self._asking = False  # a question is due
         self._asked = False  # and this one has no answer yet
+        self.on_idle: Callable[[], None] = lambda: None
         self.sent = 0
         self.rewinds = 0
 
@@ -189,7 +193,9 @@ class Backlog:
         while not self._interrupted():
             batches = await self._store.read_after(self._cursor)
             if not batches and self._cursor >= self._store.head:
-                self._caught_up = not self._interrupted()
+                if not self._interrupted():
+                    self._caught_up = True
+                    self.on_idle()
                 return
             if not batches:  # the newest were trimmed: nothing up to the head is left to send
                 self._cursor = self._store.head

@@ -40,6 +40,7 @@ class Uplink:
         if table.pictures == "events":
             shelf = Shelf(config.data_dir / "pictures", config.data_dir / f"pictures-{table.name}.sent")
             self._pictures = Pictures(shelf, self._send_block, self._room_for_pictures)
+            self._backlog.on_idle = self._pictures.push
         self._live: Live | None = None
         self._live_connection = connection
         if table.live is not None:
