@@ -198,10 +198,9 @@ def test_every_datatype_is_read_as_it_was_meant_in_births_and_in_data(tmp_path: 
         path.write_text(config(tmp_path, port))
         (tmp_path / "data").mkdir()
         loaded = load(path)
-        assert loaded.uplink is not None
         with broker(port):
             async with foreign_host(port, "plant", "line-1") as host, asyncio.TaskGroup() as tasks:
-                uplink = Uplink(loaded, loaded.uplink, Disk(), lambda *_: None, lambda *_: None)
+                uplink = Uplink(loaded, loaded.uplink[0], Disk(), lambda *_: None, lambda *_: None)
                 uplink.sample(sample(lowest))
                 running = tasks.create_task(uplink.run(), name="uplink")
                 birth = await host.until("DBIRTH", "press")

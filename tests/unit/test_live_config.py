@@ -79,8 +79,9 @@ def test_ids_of_nodes_and_devices_are_lower_case(tmp_path: Path, old: str, new: 
 
 def test_the_edge_node_is_what_the_config_says(tmp_path: Path) -> None:
     config = loaded(tmp_path, 'group = "Werk Süd"', 'primary_host = "SCADA 1"\nflush_historical = true')
-    assert config.uplink is not None and config.uplink.live is not None
-    setup = live_setup(config, config.uplink, config.uplink.live)
+    (uplink,) = config.uplink
+    assert uplink.live is not None
+    setup = live_setup(config, uplink, uplink.live)
     assert (setup.group, setup.node, setup.primary_host) == ("octogate", "line-1", "SCADA 1")
     assert (setup.devices, setup.alarms) == ({"press": (), "saw": ()}, ("too-hot",))
     assert setup.flush_historical and setup.interval_s == 1.0
