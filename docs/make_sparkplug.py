@@ -28,6 +28,21 @@ specification that binds an edge node to the tests that hold it. It is made by `
 `docs/sparkplug-statements.tsv` and from the marks in the tests; a unit test fails when it is out of date. The middle
 column says in our words what is asked; the specification's own text is found there by its id (without `tck-id-` here).
 
+## What a host sees
+
+| where | metric | is |
+| --- | --- | --- |
+| node (NBIRTH, NDATA) | `bdSeq`, `Node Control/Rebirth` | the specification's own |
+| node | `Alarm/<rule>` | Boolean, true while the rule is raised |
+| device `<source>` (DBIRTH, DDATA) | `<stream>/<channel>` | the newest reading, with its unit as property `engUnit` |
+| device | `inference/<pipeline>/label`, `.../score` | what the model says, null until it has said something |
+| device | `Source/state` | `ok` or `silent`; lost and failing devices are dead (DDEATH) |
+
+Values of a silent source have the property `Quality` 500 (stale). With `uplink.live.primary_host` everything waits for
+that host's STATE; with `uplink.live.flush_historical` what was missed follows the births, one reading an interval and
+stream, as historical metrics. Commands to a device are checked against its birth and refused (event `command.refused`)
+unless its source takes writes; none does yet.
+
 """
 
 

@@ -80,6 +80,7 @@ class Live:
         for rule in setup.alarms:
             self._node.put(f"Alarm/{rule}", sparkplug.BOOLEAN, False, time.monotonic_ns())
         self._devices = {name: Tags(name, self._new_alias, lines) for name, lines in setup.devices.items()}
+        self._tags_of: dict[str, Tags] = {}  # stream -> its device
         self._device_of = {line: name for name, lines in setup.devices.items() for line in lines}
         self._count = BirthCount(setup.bdseq_file)
         self._host = PrimaryHost(setup.primary_host) if setup.primary_host else None
@@ -163,11 +164,15 @@ class Live:
     # --- what is new ------------------------------------------------------------------------------------------
 
     def sample(self, sample: Sample) -> None:
-        device = sample.stream.partition("/")[0]
-        tags = self._devices[device]
-        tags.sample(sample)
+        stream = sample.stream
+        tags = self._tags_of.get(stream)
+        if tags is None:
+            tags = self._tags_of[stream] = self._devices[stream.partition("/")[0]]
+        tags.samples[stream] = sample
+        if tags.device in self._changed:  # the hot path: it is reported soon anyway
+            return
         if self._history is not None and self._state != "born":
-            self._history.sample(device, sample)
+            self._history.sample(tags.device, sample)
         self._alive(tags)
 
     def inference(self, inference: Inference) -> None:

@@ -48,6 +48,9 @@ class Tags:
         born: a birth of this session has announced `tags` as they are, up to `grown`.
         grown: there are metrics that no birth has announced yet, or of another datatype.
         stale: values may be old; the state of the source itself is not.
+        samples: the newest of each stream that has news; taken apart when it is time to report, not before.
+
+    Args:
         pipelines: whose results belong here.
     """
 
@@ -57,7 +60,7 @@ class Tags:
         self.tags: dict[str, Tag] = {}
         self.born = self.grown = self.stale = False
         self.state = SourceState.STARTING
-        self._samples: dict[str, Sample] = {}  # streams with news
+        self.samples: dict[str, Sample] = {}
         if device:
             self.put(SOURCE_STATE, STRING, str(self.state), time.monotonic_ns())
         for pipeline in pipelines:  # a birth names everything that will ever come, known yet or not
@@ -74,9 +77,6 @@ class Tags:
         self.state = state
         self.stale = state is SourceState.SILENT
         self.put(SOURCE_STATE, STRING, str(state), time.monotonic_ns())
-
-    def sample(self, sample: Sample) -> None:
-        self._samples[sample.stream] = sample  # taken apart when it is time to report, not before
 
     def inference(self, inference: Inference) -> None:
         prefix, at = f"inference/{inference.pipeline}", inference.stamp.mono_ns
@@ -95,7 +95,7 @@ class Tags:
 
     def settle(self) -> None:
         """Take what has come in apart into metrics."""
-        samples, self._samples = self._samples, {}
+        samples, self.samples = self.samples, {}
         for stream, sample in samples.items():
             short, newest, at = stream.partition("/")[2], sample.newest(), newest_ns(sample)
             for channel in sample.schema.channels:

@@ -174,6 +174,41 @@ def test_values_wait_for_the_primary_host_while_the_backlog_goes_on(tmp_path: Pa
     asyncio.run(scenario())
 
 
+@pytest.mark.timeout(400)
+def test_a_camera_is_a_device_and_a_rule_a_metric_of_the_node(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        port, folder = free_port(), tmp_path / "pictures"
+        folder.mkdir()
+        (folder / "a.jpg").write_bytes(b"looked at by nobody")
+        more = f"""
+[[source]]
+kind = "pictures"
+name = "cam"
+folder = "{folder}"
+fps = 20
+[[rule]]
+kind = "threshold"
+name = "many"
+stream = "press/count"
+channel = "n"
+above = 50
+"""
+        with broker(port):
+            async with foreign_host(port, "plant", "line-1") as host, node(tmp_path):
+                async with daemon(tmp_path, config(tmp_path, port) + more):
+                    alarm = await host.until("NDATA")
+                    assert values(alarm) == {"Alarm/many": True}
+                    assert values(await host.until("DBIRTH", "cam")) == {"Source/state": "ok"}
+                    at = host.mark()
+                    folder.rename(tmp_path / "gone")
+                    await host.until("DDEATH", "cam", since=at)
+                    (tmp_path / "gone").rename(folder)
+                    await host.until("DBIRTH", "cam", since=at)
+                    assert_ordered(host, 0)
+
+    asyncio.run(scenario())
+
+
 EVERY = "bBhHiIqQfd"
 
 

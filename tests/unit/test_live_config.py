@@ -44,11 +44,8 @@ def loaded(folder: Path, old: str = "", new: str = "") -> Config:
 
 @pytest.mark.tck(
     "tck-id-intro-device-id-chars",
-    "tck-id-intro-device-id-string",
     "tck-id-intro-edge-node-id-chars",
-    "tck-id-intro-edge-node-id-string",
     "tck-id-intro-group-id-chars",
-    "tck-id-intro-group-id-string",
     "tck-id-topic-structure-namespace-unique-device-id",
     "tck-id-topic-structure-namespace-valid-device-id",
     "tck-id-topic-structure-namespace-valid-edge-node-id",

@@ -39,7 +39,7 @@ host = "127.0.0.1"
 port = {port}
 backoff_max_s = 0.1
 [uplink.live]
-group = "plant"
+group = "Süd"
 min_interval_ms = 50
 {more}
 """
@@ -85,6 +85,9 @@ def state(online: bool, timestamp: int) -> bytes:
 
 
 @pytest.mark.tck(
+    "tck-id-intro-device-id-string",
+    "tck-id-intro-edge-node-id-string",
+    "tck-id-intro-group-id-string",
     "tck-id-message-flow-edge-node-birth-publish-connect",
     "tck-id-message-flow-edge-node-birth-publish-will-message",
     "tck-id-message-flow-edge-node-birth-publish-will-message-qos",
@@ -106,13 +109,13 @@ def test_connect_carries_the_will_and_birth_is_the_first_publish(tmp_path: Path)
             assert isinstance(connect, Connect)
             assert (connect.level, connect.clean) == (4, True)
             assert (connect.will_topic, connect.will_qos, connect.will_retain) == (
-                "spBv1.0/plant/NDEATH/line-1",
+                "spBv1.0/Süd/NDEATH/line-1",
                 1,
                 False,
             )
             topics = [packet.topic for packet in line.broker.published]
-            assert topics[:2] == ["spBv1.0/plant/NBIRTH/line-1", "spBv1.0/plant/DBIRTH/line-1/press"]
-            assert line.broker.subscribed["spBv1.0/plant/NCMD/line-1"] == 1
+            assert topics[:2] == ["spBv1.0/Süd/NBIRTH/line-1", "spBv1.0/Süd/DBIRTH/line-1/press"]
+            assert line.broker.subscribed["spBv1.0/Süd/NCMD/line-1"] == 1
             will = told(connect.will_topic, connect.will_payload)
             assert will.values()["bdSeq"] == line.told[0].values()["bdSeq"] == 0
 
@@ -166,7 +169,7 @@ def test_everything_is_qos_0_and_not_retained_and_death_comes_before_disconnect(
                 running.cancel()
             await broker.until(lambda: isinstance(broker.heard[-1], Disconnect))
             death = broker.heard[-2]
-            assert isinstance(death, Publish) and death.topic == "spBv1.0/plant/NDEATH/line-1"
+            assert isinstance(death, Publish) and death.topic == "spBv1.0/Süd/NDEATH/line-1"
 
     asyncio.run(scenario())
     asyncio.run(until_goodbye())
@@ -177,12 +180,12 @@ def test_commands_over_the_wire_are_obeyed_and_do_not_hang_the_client(tmp_path: 
         async with gateway(tmp_path) as line:
             line.uplink.sample(counted("press/power", 0, 3))
             await line.broker.until(lambda: "DBIRTH" in line.kinds)
-            line.broker.send("spBv1.0/plant/NCMD/line-1", REBIRTH)
+            line.broker.send("spBv1.0/Süd/NCMD/line-1", REBIRTH)
             await line.broker.until(lambda: line.kinds.count("NBIRTH") == 2)
             assert line.told[-1].seq in (0, 1)
             write = encode([Metric(UINT32, 9, "power/count")], 1, None)
-            line.broker.send("spBv1.0/plant/DCMD/line-1/press", write)
-            line.broker.send("spBv1.0/plant/NCMD/line-1", REBIRTH)
+            line.broker.send("spBv1.0/Süd/DCMD/line-1/press", write)
+            line.broker.send("spBv1.0/Süd/NCMD/line-1", REBIRTH)
             await line.broker.until(lambda: line.kinds.count("NBIRTH") == 3)
             assert line.written == [("press", "power/count", 9)]
 
@@ -219,7 +222,7 @@ def test_a_primary_host_that_goes_sends_the_edge_node_away_and_not_the_backlog(t
                 c.client_id for c in broker.connects
             ] == ["octogate-line-1-live", "octogate-line-1"]
             wills = {c.client_id: c.will_topic for c in broker.connects}
-            assert wills == {"octogate-line-1": "", "octogate-line-1-live": "spBv1.0/plant/NDEATH/line-1"}
+            assert wills == {"octogate-line-1": "", "octogate-line-1-live": "spBv1.0/Süd/NDEATH/line-1"}
             status = line.uplink.status().live
             assert status is not None and (status.state, status.primary_host) == ("waiting", "scada")
 
