@@ -110,7 +110,7 @@ class Subscriber:
 
     def _arrived(self, _client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         now = time.monotonic()
-        header, _ = read_header(message.payload)
+        header, _ = read_header(bytes(message.payload))
         self.first_at = self.first_at or now
         self.lost += max(0, header.seq_first - self.next)
         self.reordered += header.seq_first < self.next
@@ -196,7 +196,9 @@ def drain_into(name: str, folder: Path, n: int, arguments: Sequence[str], count:
                 first = time.monotonic()
                 until(lambda: count() >= n, "all have arrived")
             now = time.monotonic()
-    return Outcome(f"ingest {name}", n, n - count(), 0, round(n / (now - first)), round(now - first, 2), round(now - started, 2))
+    return Outcome(
+        f"ingest {name}", n, n - count(), 0, round(n / (now - first)), round(now - first, 2), round(now - started, 2)
+    )
 
 
 async def store(name: str, path: Path | None, dsn: str, n: int, blobs: Sequence[bytes]) -> Outcome:
@@ -233,7 +235,10 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 def in_sqlite(path: Path) -> int:
     """How far the receiver is; -1 while its file is not there."""
-    with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+    with (
+        contextlib.suppress(sqlite3.Error),
+        contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db,
+    ):
         row = db.execute("SELECT coalesce(max(next_seq), 0) FROM stream WHERE stream = ?", (STREAM,)).fetchone()
         return int(row[0])
     return -1
