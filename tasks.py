@@ -16,9 +16,14 @@ from invoke.tasks import task
 
 ROOT = Path(__file__).resolve().parent
 # What the integration tests start -> the Debian package that has it.
-SYSTEM_PROGRAMS = {"mosquitto": "mosquitto", "strace": "strace", "node": "nodejs", "npm": "npm"}
-# Servers live in sbin, which is not on everyone's PATH.
-SYSTEM_PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin"])
+SYSTEM_PROGRAMS = {
+    "mosquitto": "mosquitto",
+    "node": "nodejs",
+    "npm": "npm",
+    "postgres": "postgresql",
+    "rabbitmq-server": "rabbitmq-server",
+    "strace": "strace",
+}
 CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist"]
 
 
@@ -152,11 +157,19 @@ def run(command: list[str]) -> None:
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": SYSTEM_PATH}
+    return {**os.environ, "PATH": system_path()}
+
+
+def system_path() -> str:
+    """PATH, and where servers live that are not on everyone's: sbin, and Debian's folders of PostgreSQL, newest first."""
+    postgres = sorted(
+        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name.zfill(4), reverse=True
+    )
+    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", *map(str, postgres)])
 
 
 def missing_packages(programs: dict[str, str]) -> list[str]:
-    missing = [name for name in programs if not shutil.which(name, path=SYSTEM_PATH)]
+    missing = [name for name in programs if not shutil.which(name, path=system_path())]
     return sorted({programs[name] for name in missing})
 
 

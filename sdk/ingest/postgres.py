@@ -149,7 +149,7 @@ class PostgresSink:
         if found:
             return int(found[0][0])
         if (await self._rows("SELECT count(*) FROM octogate.shape"))[0][0] >= MAX_SHAPES:
-            raise StoreError(f"{self.name}: more than {MAX_SHAPES} sets of channels", hint="who sends ever new ones?")
+            raise UnfitError(f"{self.name}: more than {MAX_SHAPES} sets of channels", hint="who sends ever new ones?")
         (id,) = (await self._rows("INSERT INTO octogate.shape (spec) VALUES ($1) RETURNING id", spec))[0]
         columns = "".join(f", c{i} {TYPES[c.type][0]} NOT NULL" for i, c in enumerate(Schema.parse(spec).channels, 1))
         await self._rows(

@@ -44,8 +44,7 @@ class Node:
             f"listeners.tcp = none\nmqtt.listeners.tcp.1 = 127.0.0.1:{self.mqtt}\nmqtt.allow_anonymous = true\n"
             "mqtt.durable_queue_type = quorum\nmqtt.prefetch = 100\n"
             "cluster_formation.peer_discovery_backend = classic_config\n"
-            "cluster_formation.randomized_startup_delay_range.min = 0\n"
-            f"cluster_formation.randomized_startup_delay_range.max = 1\n{peers}"
+            f"{peers}"
         )
         (self._folder / "plugins").write_text("[rabbitmq_mqtt].\n")
         self.environment = {
@@ -130,6 +129,12 @@ class Cluster:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
+
+    def until_missed(self, number: int) -> None:
+        """Returns when the others know that this node is gone: one that returns earlier hangs at its start."""
+        end = time.monotonic() + START_S
+        while int(self.ask("eval", "length(rabbit_nodes:all_running()).", of=(number + 1) % SIZE)) == SIZE:
+            assert time.monotonic() < end, f"nobody misses {self.nodes[number].name}"
 
     def end(self) -> None:
         for node in self.nodes:

@@ -241,6 +241,7 @@ def test_two_consumers_share_the_work_and_one_is_killed(dsn: str, tmp_path: Path
                     await victim.end(signal.SIGKILL)
                     await until_taken(dsn, await next_seq(dsn) + 100)
                     await victim.start()
+                await until_taken(dsn, await next_seq(dsn) + 2000)  # both are there again
                 await gateway.end()
                 on_disk = stored(gateway.spool)[COUNTS]
                 await gateway.start()
@@ -250,6 +251,7 @@ def test_two_consumers_share_the_work_and_one_is_killed(dsn: str, tmp_path: Path
             totals = [consumer.totals() for consumer in consumers]
             print(f"{on_disk} readings: {totals}")
             assert all(each["refused"] == each["missing"] == each["shed"] == 0 for each in totals)
+            assert all(each["batches"] + each["gaps"] > 10 for each in totals)  # the work was shared
             return on_disk
 
     on_disk = asyncio.run(scenario())

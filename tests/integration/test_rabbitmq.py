@@ -50,6 +50,7 @@ def test_a_cluster_whose_nodes_are_killed_in_turn_loses_nothing(
                 for number in range(3):  # among them those that the gateway and the consumer are connected to
                     await asyncio.to_thread(cluster.nodes[number].kill)
                     await until_taken(server.dsn, await next_seq(server.dsn) + 400)
+                    await asyncio.to_thread(cluster.until_missed, number)
                     cluster.nodes[number].start()
                     await asyncio.to_thread(cluster.nodes[number].until_up)
                 reconnects = (await gateway.status()).uplink.reconnects

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import sqlite3
 import struct
@@ -21,7 +20,6 @@ from gateway.contract import BatchKind, Channel, Sample, Schema, topic_up
 from gateway.errors import StoreError
 from gateway.store.columns import Codec, Header
 from gateway.sync.backlog import decode_ack
-from sdk.ingest.__main__ import main
 from sdk.ingest.batches import Counts, Cursor, Gap, Span, arrived, content, plan, spans
 from sdk.ingest.ledger import as_json, as_text, whole
 from sdk.ingest.names import MAX_IDENTIFIER, column_names, distinct, identifier
@@ -373,65 +371,6 @@ def test_a_transaction_that_is_cancelled_leaves_nothing(tmp_path: Path) -> None:
         assert whole(await sink.ledger(count=True))
 
     run(tmp_path / "db", scenario)
-
-
-# --- the command line --------------------------------------------------------------------------------------------
-
-
-def test_the_ledger_says_what_is_there_dropped_and_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "db"
-
-    async def whole_history(_: SqliteSink, table: Table) -> None:
-        await table.take([readings(0, 10), gap(10, 5, "disk full"), readings(15, 5)], Counts())
-
-    run(path, whole_history)
-    assert main(["ledger", "--db", str(path), "--count"]) == 0
-    said = capsys.readouterr().out
-    assert "dropped 10 to 14: disk full" in said and "whole" in said
-    assert main(["ledger", "--db", str(path), "--json"]) == 0
-    (stream,) = json.loads(capsys.readouterr().out)["streams"]
-    assert (stream["committed"], stream["dropped"], stream["missing"]) == (15, 5, 0)
-
-    async def with_a_hole(_: SqliteSink, table: Table) -> None:
-        await table.take([readings(30, 5)], Counts())
-
-    run(path, with_a_hole)
-    assert main(["ledger", "--db", str(path)]) == 1
-    assert "missing 20 to 29: not yet here" in capsys.readouterr().out
-    with closing(sqlite3.connect(path)) as db:
-        db.execute("DELETE FROM parked")
-        db.execute("DELETE FROM reading WHERE seq = 3")
-        db.commit()
-    assert main(["ledger", "--db", str(path)]) == 0
-    assert main(["ledger", "--db", str(path), "--count"]) == 1  # the tables are what counts
-    assert "the tables hold 14 rows" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ([], "name one database"),
-        (["--db", "x", "--postgres", "postgresql://h/d"], "name one database"),
-        (["--postgres", "postgresql://u:hunter2@h/d"], "PGPASSFILE"),
-        (["--postgres", "postgresql://u@h/d?password=hunter2"], "PGPASSFILE"),
-        (["--db", "x", "--share", "a/b"], "not a name"),
-        (["--db", "x", "--cert-file", "c"], "go together"),
-        (["--db", "x", "--prefix", "/octo/#"], "beginning of a topic"),
-        (["--db", "x", "--port", "0"], "no port"),
-        (["ledger"], "name one database"),
-    ],
-)
-def test_misuse_is_explained(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 2
-    said = capsys.readouterr().err
-    assert complaint in said and "hunter2" not in said
-
-
-def test_a_missing_database_or_file_fails_with_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ledger", "--db", str(tmp_path / "none.db")]) == 1
-    assert main(["--db", str(tmp_path / "d" / "none.db")]) == 1
-    assert main(["--db", str(tmp_path / "db"), "--ca-file", str(tmp_path / "none.pem")]) == 1
-    assert len(capsys.readouterr().err.splitlines()) == 3
 
 
 def test_rows_that_are_no_events_are_kept_as_text(tmp_path: Path) -> None:

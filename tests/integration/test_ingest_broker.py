@@ -1,0 +1,69 @@
+"""The receiver's connection: TLS with the name checked, a password, a named session, MQTT 3.1.1 and 5."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from pathlib import Path
+
+import paho.mqtt.client as paho
+import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+
+from gateway.contract import topic_up
+from sdk.ingest import Account, Ingest
+from tests.integration.harness import delivered_count, until
+from tests.integration.test_mosquitto import Mosquitto, mosquitto
+from tests.unit.ingest_samples import STREAM, readings
+
+
+def secured(broker: Mosquitto) -> Account:
+    folder = broker.folder
+    return Account(
+        port=broker.tls, username="press", password_file=folder / "password", ca_file=folder / "ca.pem", session="one"
+    )
+
+
+def publish(port: int, *first: int) -> None:
+    client = paho.Client(CallbackAPIVersion.VERSION2)
+    client.connect("127.0.0.1", port)
+    client.loop_start()
+    for at in first:
+        client.publish(topic_up("g1", STREAM), readings(at, 10).blob, qos=1).wait_for_publish(10)
+    client.disconnect()
+    client.loop_stop()
+
+
+@pytest.mark.parametrize("v5", [False, True])
+def test_a_named_session_over_tls_gets_what_came_while_it_was_away(tmp_path: Path, v5: bool) -> None:
+    async def scenario() -> None:
+        db = tmp_path / "db"
+        with mosquitto(tmp_path / "mosquitto") as broker:
+            account = replace(secured(broker), v5=v5)
+            async with Ingest.open(db, account=account) as ingest:
+                await until(lambda: ingest.broker.state == "up", "connected")
+                await asyncio.to_thread(publish, broker.plain, 0)
+                await until(lambda: delivered_count(db, STREAM) == 10, "the first batch")
+            await asyncio.to_thread(publish, broker.plain, 10, 20)
+            async with Ingest.open(db, account=account) as ingest:
+                await until(lambda: delivered_count(db, STREAM) == 30, "what the broker kept")
+                assert ingest.counts.batches == 2
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(("change", "state"), [("password", "refused"), ("ca", "cannot connect")])
+def test_a_wrong_password_and_a_wrong_ca_are_refused(tmp_path: Path, change: str, state: str) -> None:
+    async def scenario() -> None:
+        with mosquitto(tmp_path / "mosquitto") as broker:
+            account = secured(broker)
+            if change == "password":
+                (tmp_path / "wrong").write_text("wrong")
+                account = replace(account, password_file=tmp_path / "wrong")
+            else:
+                account = replace(account, ca_file=broker.folder / "other-ca.pem")
+            async with Ingest.open(tmp_path / "db", account=account) as ingest:
+                await until(lambda: ingest.broker.state.startswith(state), "it is refused")
+                assert ingest.broker.ups == 0
+
+    asyncio.run(scenario())
