@@ -31,7 +31,9 @@ def test_the_verdict_sees_what_is_wrong(tmp_path: Path) -> None:
     with sqlite3.connect(db) as table:
         # what `judge` reads of the consumer's tables
         table.execute("CREATE TABLE stream (id INTEGER PRIMARY KEY, stream TEXT)")
-        table.execute("CREATE TABLE reading (stream INTEGER, seq INTEGER, mono_ns INTEGER, wall_ns INTEGER, value TEXT)")
+        table.execute(
+            "CREATE TABLE reading (stream INTEGER, seq INTEGER, mono_ns INTEGER, wall_ns INTEGER, value TEXT)"
+        )
         table.execute("INSERT INTO stream VALUES (1, 'press/count')")
         numbers = [0, 1, 1, 4, 3, 5]  # 2 is lost, 1 is there twice, 4 and 3 are swapped
         rows = [(1, seq, seq, None, f"[{number}]") for seq, number in enumerate(numbers)]
