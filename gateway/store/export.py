@@ -220,10 +220,9 @@ def _chunks(rows: Iterator[Row]) -> Iterator[list[Row]]:
 
 def with_progress(rows: Iterator[Row], say: Callable[[int], None], clock: Callable[[], float]) -> Iterator[Row]:
     """Pass on, and say how many there were so far, first after `PROGRESS_S`."""
-    due, n = clock() + PROGRESS_S, 0
-    for row in rows:
+    due = clock() + PROGRESS_S
+    for n, row in enumerate(rows, 1):
         yield row
-        n += 1
         if n % 1000 == 0 and clock() >= due:
             say(n)
             due = clock() + PROGRESS_S

@@ -1,6 +1,6 @@
 """Makes a spool as Octogate's first version did: its tables, its statements, two streams, part of it delivered.
 
-    python -m tests.unit.spool_v1 FILE
+python -m tests.unit.spool_v1 FILE
 """
 
 from __future__ import annotations

@@ -174,7 +174,9 @@ def test_small_delivered_batches_become_large_ones_with_every_reading(tmp_path: 
     batches = bench.batches(STREAM)
     assert len(batches) < 200
     assert bench.numbers(STREAM) == list(range(6000))
-    assert [b.seq_first for b in batches if b.seq_first >= 5000] == list(range(5000, 6000, 10)), "undelivered: untouched"
+    assert [b.seq_first for b in batches if b.seq_first >= 5000] == list(range(5000, 6000, 10)), (
+        "undelivered: untouched"
+    )
     totals = bench.tables.upkeep.books.totals[bench.tables.state.ids[STREAM]]
     assert (totals.batches, totals.bytes) == (len(batches), sum(len(b.blob) for b in batches))
     point = bench.tables.rewind_point({STREAM: 4321})

@@ -147,4 +147,7 @@ def test_commits_go_on_while_the_clock_steps(tmp_path: Path, years: int) -> None
 def test_times_are_written_as_they_are_read() -> None:
     assert parse_time("1970-01-02") == DAY
     assert parse_time("2027-05-01T14:00:00+02:00") == parse_time("2027-05-01T12:00:00Z")
-    assert parse_time("2027-05-01T12:00:00.25") == round(datetime(2027, 5, 1, 12, tzinfo=UTC).timestamp()) * SECOND + 25 * 10**7
+    assert (
+        parse_time("2027-05-01T12:00:00.25")
+        == round(datetime(2027, 5, 1, 12, tzinfo=UTC).timestamp()) * SECOND + 25 * 10**7
+    )
