@@ -53,7 +53,7 @@ class StoreTable(Table, frozen=True):
     durability_ms: Annotated[int, Meta(ge=0, le=2000)] = 1000  # longest wait: while none is up, or the disk is slow
     max_mib: Positive = 512  # of the spool file; past half of it what every uplink has is forgotten, oldest first
     when_full: Literal["wait", "drop"] = "wait"  # of what is not delivered: acquisition waits, or low priority goes
-    ballast_mib: Annotated[int, Meta(ge=0, le=64)] = 4  # given up when the disk is full, so that deleting works
+    ballast_mib: Annotated[int, Meta(ge=0, le=64)] = 8  # given up when the disk is full, so that deleting works
     card_tbw: Annotated[float, Meta(ge=0)] = 0.0  # terabytes the disk is good for; 0: nobody knows
     pictures_max_mib: Positive = 64  # event pictures; the oldest goes first
     stream: tuple[StreamTable, ...] = ()

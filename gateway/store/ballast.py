@@ -15,21 +15,21 @@ class Ballast:
 
     def __init__(self, spool: Path, size: int) -> None:
         self._path = spool.with_name(spool.name + ".ballast")
-        self._size = size
+        self.size = size
 
     def make(self) -> bool:
         """Have it there, if there is room enough for it to make sense; whether it is."""
-        if not self._size:
+        if not self.size:
             return False
         with contextlib.suppress(OSError):
-            if self._path.stat().st_size == self._size:
+            if self._path.stat().st_size == self.size:
                 return True
         try:
-            if shutil.disk_usage(self._path.parent).free < LEAVE * self._size:
+            if shutil.disk_usage(self._path.parent).free < LEAVE * self.size:
                 return False
             handle = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(handle, 0, self._size)
+                os.posix_fallocate(handle, 0, self.size)
             finally:
                 os.close(handle)
         except OSError:

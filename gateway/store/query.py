@@ -16,7 +16,7 @@ import msgspec
 from gateway.contract import BatchKind, Sample, Schema
 from gateway.errors import StoreError
 from gateway.store.columns import Codec, Header, expand, read_header
-from gateway.store.rollup import MINUTE_NS, Cell, unpack
+from gateway.store.rollup import MINUTE_NS, Cell, cells, unpack
 from gateway.store.schema import connect_reader, explained
 from gateway.store.timeline import Boot, Timeline
 
@@ -172,13 +172,13 @@ class Query:
                     return
                 yield header, sample
 
-    def blobs(self, id: int, seq: int, end: int | None = None) -> Iterator[tuple[Header, bytes]]:
+    def blobs(self, id: int, seq: int) -> Iterator[tuple[Header, bytes]]:
         """The batches of a stream that hold sequence numbers from `seq` on, in order; unreadable ones are left out."""
         at = self._db.execute(
             "SELECT max(seq_first) FROM batch WHERE stream = ? AND seq_first <= ?", (id, seq)
         ).fetchone()[0]
-        query = "SELECT blob FROM batch WHERE stream = ? AND seq_first >= ? AND seq_first < ? ORDER BY seq_first"
-        for (blob,) in self._db.execute(query, (id, seq if at is None else at, (1 << 62) if end is None else end)):
+        query = "SELECT blob FROM batch WHERE stream = ? AND seq_first >= ? AND seq_first + n > ? ORDER BY seq_first"
+        for (blob,) in self._db.execute(query, (id, seq if at is None else at, seq)):
             with contextlib.suppress(StoreError):
                 yield read_header(blob)[0], blob
 
@@ -189,6 +189,11 @@ class Query:
         if channel not in names:
             raise StoreError(f"{header.stream!r} has no channel {channel!r}", hint=f"there are: {', '.join(names)}")
         at = names.index(channel)
+        first, last = sample.firsts[0], sample.firsts[-1] + sample.steps[-1] * (sample.counts[-1] - 1)
+        bucket = (first - span.from_ns) // width
+        if span.from_ns <= first and last < min(span.to_ns, span.from_ns + (bucket + 1) * width):
+            buckets.setdefault(bucket, Cell()).merge(cells(sample.schema, sample.data)[at])
+            return
         for mono_ns, values in expand(sample):
             if span.from_ns <= mono_ns < span.to_ns and values[at] == values[at]:
                 value = float(values[at])

@@ -85,7 +85,7 @@ class Tables:
         self._clock = clock
         self._codec, self._checker = Codec(), Codec()
         self._noted: list[tuple[Batch, _Run]] = []
-        max_pages = self._max_pages = max(max_bytes // PAGE, 256)
+        max_pages = max(max_bytes // PAGE, 256)
         with explained(path), contextlib.ExitStack() as opened:
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self.recovered = recovery.open_or_rebuild(path, clock, max_pages)
@@ -244,7 +244,8 @@ class Tables:
     def at_limit(self) -> bool:
         """Whether the file has all the pages it may have (else a refusal is the disk's)."""
         (pages,) = self._writer.execute("PRAGMA page_count").fetchone()
-        return int(pages) >= self._max_pages
+        (limit,) = self._writer.execute("PRAGMA max_page_count").fetchone()
+        return int(pages) >= int(limit)
 
     def size_bytes(self) -> int:
         return self.path.stat().st_size

@@ -24,9 +24,9 @@ from gateway.store.schema import transaction
 from gateway.store.state import State, Watermark, lowest
 from gateway.store.wear import DAY_NS
 
-COMMITS = 256  # between two upkeeps, or
+COMMITS = 512  # between two upkeeps, or
 PERIOD_NS = 600 * 10**9  # so long after the last, whichever comes first
-WAL_PAGES = 1000  # about so many in the log: checkpoint
+WAL_PAGES = 1500  # about so many in the log (6 MB): checkpoint; fewer where the ballast is smaller than that
 MAX_GAP = 1 << 20  # readings a gap stands for, the bound of any batch
 ROLLUP_SHARE = 8  # statistics take at most this part of the file
 ROLLUP_ROW = 128  # bytes of one, about
@@ -62,6 +62,8 @@ class Upkeep:
         self._moving: dict[str, dict[str, int]] | None = None  # watermarks that this transaction stores
         self._ballast = Ballast(path, ballast)
         self._ballast.make()
+        self._wal_pages = max(50, min(WAL_PAGES, ballast * 3 // 4 // 4120)) if ballast else WAL_PAGES
+        self._frozen = False  # the disk is full: the file must do with the pages it has
         self.books = Books(db, state, clock)
         self.dropped, self.damaged = self._ledgered()
         self.dropping = False  # nothing but dropping has made room, of late
@@ -98,11 +100,11 @@ class Upkeep:
         self._finish()
         if self.dropping and self._used() < self._max_pages * 9 // 10:
             self.dropping = False
-        self._ballast.make()
+        self._settle()
 
     def checkpoint(self, *, now: bool = False) -> None:
         """Move the log into the file when it has become long; readers and the next commit are not kept waiting."""
-        if not now and self._pages < WAL_PAGES:
+        if not now and self._pages < self._wal_pages:
             return
         self._pages = 0
         with contextlib.suppress(sqlite3.Error):  # busy or full: the next one does it
@@ -118,8 +120,10 @@ class Upkeep:
         Raises:
             sqlite3.Error: not even this could be written.
         """
-        if disk:
+        if disk or self._frozen:
             self._ballast.drop()
+            self._truncate()
+            self._freeze()
         try:
             with self._transaction():
                 found = self._trim(confirmed, retention.DELETE_AT_ONCE, always=True)
@@ -133,11 +137,28 @@ class Upkeep:
             if found:
                 self._finish()
         finally:
-            if disk:
-                with contextlib.suppress(sqlite3.Error):
-                    self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-                self._ballast.make()
+            if self._frozen:
+                self._truncate()
+                self._settle()
         return found
+
+    def _truncate(self) -> None:
+        """Give the log's room back to the disk; what is in it goes into the file, which may have to grow for that."""
+        with contextlib.suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+            self._pages = 0
+
+    def _freeze(self) -> None:
+        """The file grows no more: else the next checkpoint would find no room for what is in the log."""
+        (pages,) = self._db.execute("PRAGMA page_count").fetchone()
+        self._db.execute(f"PRAGMA max_page_count = {pages}")
+        self._frozen = True
+
+    def _settle(self) -> None:
+        """Have the ballast again, if the disk has room; then the file may grow."""
+        if (self._ballast.make() or not self._ballast.size) and self._frozen:
+            self._db.execute(f"PRAGMA max_page_count = {self._max_pages}")
+            self._frozen = False
 
     def mend(self, id: int) -> int:
         """A batch cannot be read any more: noted in the ledger, and a gap in its place; how many readings that were.

@@ -142,10 +142,11 @@ class Writer:
                 return batches
 
     def _make_room(self) -> bool:
-        try:
-            return self._tables.upkeep.make_room(self._snapshot(), disk=not self._tables.at_limit())
-        except sqlite3.Error:
-            return False
+        disk = not self._tables.at_limit()
+        for disk_too in (disk, True):  # at its limit, and the disk full as well: deleting fails without the ballast
+            with contextlib.suppress(sqlite3.Error):
+                return self._tables.upkeep.make_room(self._snapshot(), disk=disk_too)
+        return False
 
     def _say_dropping(self) -> None:
         upkeep = self._tables.upkeep
