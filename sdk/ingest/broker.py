@@ -69,20 +69,27 @@ class Message:
 
 
 class Broker:
-    """A connection that comes back by itself.
+    """A connection that comes back by itself; `say` gets a line whenever its state changes.
 
     Attributes:
         state: connecting, up, or why it is not.
         ups: how often it was up.
     """
 
-    def __init__(self, account: Account, on_up: Callable[[], None], on_message: Callable[[Message], None]) -> None:
+    def __init__(
+        self,
+        account: Account,
+        on_up: Callable[[], None],
+        on_message: Callable[[Message], None],
+        say: Callable[[str], None],
+    ) -> None:
         self.account = account
         self.state = "connecting"
         self.ups = 0
         self._loop = asyncio.get_running_loop()
         self._on_up = on_up
         self._on_message = on_message
+        self._say = say
         self._client = self._make()
 
     @asynccontextmanager
@@ -138,7 +145,7 @@ class Broker:
             raise UplinkError(f"{account.host}:{account.port}: {error}", hint=hint) from error
         client.on_connect = self._connected
         client.on_connect_fail = lambda *_: self._turn("cannot connect")
-        client.on_disconnect = lambda _c, _u, _f, code, _p: self._turn(f"disconnected: {code}")
+        client.on_disconnect = self._disconnected
         client.on_message = self._received
         client.on_socket_open = _end_half_open
         return client
@@ -158,8 +165,14 @@ class Broker:
             self._on_message, Message(message.topic, bytes(message.payload), message.mid, self.ups)
         )
 
+    def _disconnected(self, _c: paho.Client, _u: object, _f: object, code: ReasonCode, _p: Properties | None) -> None:
+        if not self.state.startswith("refused"):  # that is why, then
+            self._turn(f"disconnected: {code}")
+
     def _turn(self, state: str) -> None:
-        self.state = state
+        if state != self.state:
+            self.state = state
+            self._loop.call_soon_threadsafe(self._say, f"broker {self.account.host}:{self.account.port}: {state}")
 
 
 def _end_half_open(_client: paho.Client, _userdata: object, sock: object) -> None:

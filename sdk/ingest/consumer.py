@@ -46,7 +46,7 @@ class Ingest:
         self.counts = Counts()
         self.trouble = ""
         self.on_events: Callable[[], None] = lambda: None
-        self.broker = Broker(account, self._up, self._arrived)
+        self.broker = Broker(account, self._up, self._arrived, say)
         self._say = say
         self._loop = asyncio.get_running_loop()
         self._pending: list[tuple[Message, Arrived]] = []
