@@ -21,7 +21,9 @@ from gateway.store.pictures import Pictures
 from gateway.store.retention import Policy
 from gateway.store.spool import Spool
 from gateway.store.wear import WalMeter, Wear, pace
-from sdk.ingest import Counts, Table
+from sdk.ingest.batches import Arrived, Counts
+from sdk.ingest.sqlite import SqliteSink
+from sdk.ingest.store import Table
 from tests.unit.samples import SCHEMA, counted
 
 STREAM = "press/power"
@@ -140,18 +142,25 @@ def test_what_is_no_gap_is_refused() -> None:
 
 
 def test_the_consumer_does_not_wait_for_what_is_no_more(tmp_path: Path) -> None:
-    codec, table, counts = Codec(), Table(tmp_path / "consumer.db"), Counts()
+    codec, counts = Codec(), Counts()
     blobs = [
         codec.encode_gap(a_header(BatchKind.GAP, 0, 20), Gap("full", BatchKind.SAMPLES, "boot", 5)),
         codec.encode_samples(a_header(BatchKind.SAMPLES, 20, 5), [counted(STREAM, 20, 5)]),
         codec.encode_gap(a_header(BatchKind.GAP, 20, 30), Gap("full", BatchKind.SAMPLES, "boot", 5)),  # has grown
         codec.encode_samples(a_header(BatchKind.SAMPLES, 50, 5), [counted(STREAM, 50, 5)]),
     ]
-    _, back = table.take([("g", codec.check(blob), blob) for blob in blobs], counts)
-    assert back == set()
-    assert (counts.rows, counts.gaps) == (10, 0)
-    assert table.watermark("g") == ((b"e" * 16).hex(), {STREAM: 55})
-    table.close()
+
+    async def scenario() -> None:
+        sink = SqliteSink(tmp_path / "consumer.db")
+        try:
+            taken = await Table(sink).take([Arrived("g", codec.check(blob), blob) for blob in blobs], counts)
+        finally:
+            await sink.close()
+        assert taken.early == set()
+        assert (counts.rows, counts.gaps) == (10, 0)
+        assert (taken.acks["g"].epoch, taken.acks["g"].next) == ((b"e" * 16).hex(), {STREAM: 55})
+
+    asyncio.run(scenario())
 
 
 # --- ballast, wear, pictures -------------------------------------------------------------------------------------
