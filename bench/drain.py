@@ -125,11 +125,12 @@ class Subscriber:
 
 
 @contextmanager
-def mosquitto(folder: Path) -> Iterator[int]:
+def mosquitto(folder: Path, nodelay: bool = False) -> Iterator[int]:
     port = free_port()
     # its own limits would drop what a subscriber is slow to take: none of that here
     (folder / "mosquitto.conf").write_text(
         f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\n"
+        f"set_tcp_nodelay {str(nodelay).lower()}\n"
     )
     path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"])
     with (folder / "mosquitto.log").open("wb") as log:
@@ -163,9 +164,9 @@ def running(command: Sequence[str], output: int) -> Iterator[None]:
         process.wait(20)
 
 
-def drain(folder: Path, n: int) -> Outcome:
+def drain(folder: Path, n: int, nodelay: bool) -> Outcome:
     """Daemon -> mosquitto -> a subscriber that only counts."""
-    with mosquitto(folder) as port:
+    with mosquitto(folder, nodelay) as port:
         until(lambda: connects(port), "the broker is up")
         subscriber = Subscriber(port, n)
         try:
@@ -260,7 +261,7 @@ def in_postgres(dsn: str) -> int:
     return asyncio.run(ask())
 
 
-def measure(n: int, batch: int, only: str) -> Iterator[Outcome]:
+def measure(n: int, batch: int, only: str, nodelay: bool) -> Iterator[Outcome]:
     """All of it, each with a spool of its own."""
     with tempfile.TemporaryDirectory(prefix="octodrain") as name:
 
@@ -270,7 +271,7 @@ def measure(n: int, batch: int, only: str) -> Iterator[Outcome]:
             return folder, asyncio.run(fill(folder / "data" / "spool.db", n, batch))
 
         if only in ("", "broker"):
-            yield drain(fresh("broker")[0], n)
+            yield drain(fresh("broker")[0], n, nodelay)
         if only in ("", "sqlite"):
             folder, blobs = fresh("sqlite")
             yield asyncio.run(store("sqlite", folder / "alone.db", "", n, blobs))
@@ -295,10 +296,11 @@ def main() -> None:
     parser.add_argument("--readings", type=int, default=1_000_000, help="default: %(default)s")
     parser.add_argument("--batch", type=int, default=1000, help="readings a batch; default: %(default)s")
     parser.add_argument("--only", choices=("broker", "sqlite", "postgres"), default="", help="only this part")
+    parser.add_argument("--nodelay", action="store_true", help="mosquitto with set_tcp_nodelay, for `broker`")
     parser.add_argument("--json", action="store_true", help="one JSON line an outcome")
     args = parser.parse_args()
     wrong = False
-    for outcome in measure(args.readings, args.batch, args.only):
+    for outcome in measure(args.readings, args.batch, args.only, args.nodelay):
         wrong |= bool(outcome.lost or outcome.reordered)
         wrong |= outcome.what == "broker" and outcome.per_s < BAR_PER_S
         if args.json:
