@@ -7,15 +7,16 @@ import os
 import shutil
 from pathlib import Path
 
+PART = 16  # of the disk, at most
 LEAVE = 2  # made again only when it leaves this many times its size free
 
 
 class Ballast:
-    """`size` bytes beside the spool, really allocated; 0 is none. Calls block."""
+    """`size` bytes beside the spool, really allocated, at most a part of a small disk; 0 is none. Calls block."""
 
     def __init__(self, spool: Path, size: int) -> None:
         self._path = spool.with_name(spool.name + ".ballast")
-        self.size = size
+        self.size = min(size, shutil.disk_usage(spool.parent).total // PART) // 4096 * 4096
 
     def make(self) -> bool:
         """Have it there, if there is room enough for it to make sense; whether it is."""

@@ -62,7 +62,8 @@ class Upkeep:
         self._moving: dict[str, dict[str, int]] | None = None  # watermarks that this transaction stores
         self._ballast = Ballast(path, ballast)
         self._ballast.make()
-        self._wal_pages = max(50, min(WAL_PAGES, ballast * 3 // 4 // 4120)) if ballast else WAL_PAGES
+        held = self._ballast.size
+        self._wal_pages = max(50, min(WAL_PAGES, held * 3 // 4 // 4120)) if held else WAL_PAGES
         self._frozen = False  # the disk is full: the file must do with the pages it has
         self.books = Books(db, state, clock)
         self.dropped, self.damaged = self._ledgered()

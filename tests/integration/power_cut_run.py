@@ -44,10 +44,10 @@ def main() -> None:
             except sqlite3.OperationalError:
                 if not tables.upkeep.make_room({"main": dict(confirmed)}, disk=False):
                     raise
-        told = json.dumps({"next": tables.state.next_seq, "confirmed": confirmed, "mark": i})
-        os.write(acks, told.encode() + b"\n")
         if dice.random() < 0.2:  # of the other stream almost nothing: it must be dropped
             confirmed[STREAM] = max(confirmed.get(STREAM, 0), tables.state.next_seq[STREAM] - dice.randint(0, 200))
+        told = json.dumps({"next": tables.state.next_seq, "confirmed": confirmed, "mark": i})
+        os.write(acks, told.encode() + b"\n")
         tables.after_commit({"main": dict(confirmed)})
     tables.upkeep.run({"main": dict(confirmed)})
     tables.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -176,7 +177,8 @@ def test_ballast_is_there_until_it_is_dropped(tmp_path: Path) -> None:
     assert not file.exists()
     assert not ballast.drop()
     assert not Ballast(tmp_path / "s.db", 0).make()
-    assert not Ballast(tmp_path / "s.db", 1 << 60).make(), "more than the disk has"
+    total = shutil.disk_usage(tmp_path).total
+    assert Ballast(tmp_path / "s.db", 1 << 60).size <= total // 16, "a small disk is not all ballast"
 
 
 def test_years_left_follow_from_the_pace() -> None:
