@@ -39,6 +39,7 @@ class System:
         missing: what cannot be found here, empty when all is.
         topic: what it sends at the far broker.
         read: the numbers of the readings in one message.
+        asks: what it asks its platform, and waits for the answer to; topic and payload of the answer to a topic.
         is_broker, serial: it is the inlet itself; it reads the line instead.
     """
 
@@ -49,7 +50,8 @@ class System:
     read: Callable[[bytes], list[int]]
     is_broker: bool = False
     serial: bool = False
-    env: dict[str, str] = field(default_factory=dict)
+    asks: str = ""
+    answer: Callable[[str], tuple[str, bytes]] = field(default=lambda topic: (topic, b""))
 
 
 def mosquitto() -> str:
@@ -147,7 +149,7 @@ def _thingsboard(place: Place) -> Sequence[str]:
     (config / "logs").mkdir(parents=True, exist_ok=True)
     unlimited = dict.fromkeys(
         ("rateLimits", "dpRateLimits", "messagesRateLimits", "deviceMessagesRateLimits", "deviceRateLimits",
-         "deviceDpRateLimits"), "0",
+         "deviceDpRateLimits"), "0:0,",
     )  # fmt: skip
     settings = {
         "thingsboard": {
@@ -199,9 +201,23 @@ def _telemetry(payload: bytes) -> list[int]:
     return [int(row["values"]["n"]) for rows in devices.values() for row in rows if "n" in row.get("values", {})]
 
 
+def _limits(topic: str) -> tuple[str, bytes]:
+    """It sends nothing before its platform has said how much it may; a platform without limits says this."""
+    limits = {"maxPayloadSize": 65536, "maxInflightMessages": 100, "rateLimits": {}, "gatewayRateLimits": {}}
+    return topic.replace("/request/", "/response/"), json.dumps(limits).encode()
+
+
 SYSTEMS = (
     System("octogate", _ours, _nothing, "octo/v1/bench/up/node/bench", _batch, serial=True),
-    System("thingsboard-gateway, sqlite", _thingsboard, _no_thingsboard, "v1/gateway/telemetry", _telemetry),
+    System(
+        "thingsboard-gateway, sqlite",
+        _thingsboard,
+        _no_thingsboard,
+        "v1/gateway/telemetry",
+        _telemetry,
+        asks="v1/devices/me/rpc/request/+",
+        answer=_limits,
+    ),
     System("mosquitto bridge, autosave", _bridge, _nothing, "r/in", _text, is_broker=True),
     System("node-red, mqtt in -> out", _node_red, _no_node_red, "r/out", _text),
     System("paho + sqlite script", _plain, _nothing, "r/out", _text),
