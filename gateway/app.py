@@ -43,8 +43,10 @@ from gateway.infer.engine import Engine
 from gateway.infer.manifest import Window
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
+from gateway.remote import Remote
 from gateway.store.pictures import Pictures
 from gateway.store.spool import Spool
+from gateway.sync.desired import Desired
 from gateway.sync.uplink import Uplink
 
 log = logging.getLogger("octogate")
@@ -58,8 +60,12 @@ class _Stopped(Exception):
     """Raised inside the task tree to end it; never leaves `run`."""
 
 
-async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
+async def run(
+    config: Config, stop: asyncio.Event, ready: Callable[[], None] = lambda: None, desired: Desired | None = None
+) -> None:
     """Run the gateway until `stop` is set; then everything taken is on disk and every task has ended.
+
+    `desired` is the file that the config came from; a command may set it and ask to be started `again`.
 
     Raises:
         StoreError: the spool cannot be opened.
@@ -78,17 +84,20 @@ async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = l
                 notify=partial(app.notify, "spool"),
             )
         )
-        app.build()
+        remote = Remote(app, desired, stop)
+        app.build(remote)
         handlers: dict[str, control.Handler] = {
             "ping": lambda _: app.clock.mono_ns(),
             "status": lambda _: app.status(),
             "picture": app.picture,
+            "command": remote.control,
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
         app.notify("gateway", "gateway.started", "point", Severity.INFO, f"Octogate {gateway.__version__} started")
         try:
             async with asyncio.TaskGroup() as tasks:
                 app.start(tasks)
+                tasks.create_task(remote.run(), name="remote")
                 ready()
                 await stop.wait()
                 await app.leave()
@@ -124,7 +133,7 @@ class App:
 
     # --- building and starting --------------------------------------------------------------------------------
 
-    def build(self) -> None:
+    def build(self, remote: Remote) -> None:
         """Make every part; nothing runs yet."""
         config = self.config
         for model in config.model:
@@ -134,7 +143,7 @@ class App:
         for source in config.source:
             self._sources.append(self._make_source(source))
         if config.uplink is not None:
-            self._uplink = Uplink(config, config.uplink, self.spool)
+            self._uplink = Uplink(config, config.uplink, self.spool, remote.commands)
             self.spool.on_commit = self._uplink.committed
 
     def start(self, tasks: asyncio.TaskGroup) -> None:

@@ -62,6 +62,8 @@ class UplinkTable(Table, frozen=True):
     backoff_max_s: Annotated[float, Meta(ge=0.1, le=600)] = 120.0
     window: Annotated[int, Meta(ge=1, le=50)] = 20  # unacknowledged publishes under way
     live: LiveTable | None = None
+    commands: bool = False  # take commands: whoever may publish below octo/v1/<id>/cmd may then set the config
+    command_keys: tuple[str, ...] = ()  # Ed25519 public keys (PEM) of which one must have signed each command
 
 
 class PanelTable(Table, frozen=True):
@@ -256,7 +258,7 @@ def _check_references(path: Path, config: Config) -> None:
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
         if pipeline.window and pipeline.hop > pipeline.window:
             raise ConfigError(f"{path}: pipeline[{i}].hop: longer than its window", hint="hop <= window")
-        if pipeline.name == "events" or pipeline.name in sources:
+        if pipeline.name in ("events", "audit") or pipeline.name in sources:
             raise ConfigError(f"{path}: pipeline[{i}].name: '{pipeline.name}' is taken", hint="choose another")
     for i, rule in enumerate(config.rule):
         if isinstance(rule, ThresholdRule):
@@ -291,6 +293,7 @@ def _check_files(path: Path, config: Config) -> None:
     if config.uplink:
         files = {k: getattr(config.uplink, k) for k in ("password_file", "ca_file", "cert_file", "key_file")}
         wanted += [(f"uplink.{key}", file) for key, file in files.items() if file]
+        wanted += [(f"uplink.command_keys[{i}]", key) for i, key in enumerate(config.uplink.command_keys)]
         if bool(config.uplink.cert_file) != bool(config.uplink.key_file):
             raise ConfigError(f"{path}: uplink: cert_file and key_file go together", hint="give both or none")
     for key, file in wanted:

@@ -13,6 +13,7 @@ from gateway.config import Config, UplinkTable
 from gateway.contract import Batch, Inference, Sample, UplinkStatus, topic_ack, topic_up
 from gateway.errors import UplinkError
 from gateway.sync.backlog import Backlog, Store, decode_ack
+from gateway.sync.commands import Commands, Port
 from gateway.sync.live import Live
 from gateway.sync.mqtt import Account, Connection, Message
 
@@ -23,7 +24,7 @@ MAX_PASSWORD = 4096
 class Uplink:
     """Carries the backlog and the live values of one gateway to one broker."""
 
-    def __init__(self, config: Config, table: UplinkTable, store: Store) -> None:
+    def __init__(self, config: Config, table: UplinkTable, store: Store, commands: Commands | None = None) -> None:
         self._gateway = config.gateway.id
         self._connection = connection = Connection(_account(config, table))
         self._backlog = Backlog(store, self._send, lambda: connection.room)
@@ -36,6 +37,11 @@ class Uplink:
         connection.on_down = self._down
         connection.on_message = self._message
         connection.on_room = self._backlog.push
+        self._port: Port | None = None
+        if commands is not None and table.commands:
+            keys = [config.path(key) for key in table.command_keys]
+            self._port = Port(commands, self._gateway, connection, keys=keys)
+            connection.on_room = self._room
         self._grace: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -83,7 +89,15 @@ class Uplink:
         if self._live is not None:
             self._connection.subscribe(self._live.command_topic)
             self._live.start()
+        if self._port is not None:
+            self._connection.subscribe(self._port.topic)
+            self._port.up()
         self._grace = asyncio.get_running_loop().call_later(RETAINED_S, self._backlog.start)
+
+    def _room(self) -> None:
+        assert self._port is not None
+        self._port.push()  # an answer before the backlog
+        self._backlog.push()
 
     def _down(self) -> None:
         if self._grace is not None:
@@ -99,6 +113,8 @@ class Uplink:
     def _message(self, message: Message) -> None:
         if self._live is not None and message.topic == self._live.command_topic:
             self._live.command(message.payload)
+            return
+        if self._port is not None and self._port.message(message.topic, message.payload, message.retain):
             return
         try:
             ack = decode_ack(message.payload)
