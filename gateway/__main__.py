@@ -79,18 +79,26 @@ def _run(args: argparse.Namespace) -> int:
     config = desired.load()
     from gateway.app import run  # the other commands need none of it
 
+    told_to_end = False
+
     async def until_signalled() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+
+        def end() -> None:
+            nonlocal told_to_end
+            told_to_end = True  # also while it is stopping in order to start again
+            stop.set()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+            loop.add_signal_handler(number, end)
         await run(config, stop, ready=lambda: _settle(desired.running), desired=desired)
 
     try:
         with desired.guard():
             asyncio.run(until_signalled())
     finally:
-        if desired.again:  # the same process with the same command line, from the start
+        if desired.again and not told_to_end:  # the same process with the same command line, from the start
             logging.info("starting again")
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return OK

@@ -22,7 +22,9 @@ MAX_MEMBER = 1 << 20
 LOG_LINES = 400
 MAX_LINE = 2000
 HIDDEN = "***"
-_SECRET = re.compile(r"""(?mi)^(\s*["']?[a-z0-9_.-]*(?:password|passphrase|secret|token|credential)["']?\s*=\s*).*$""")
+_NAMED = r"""["']?[a-z0-9_.-]*(?:password|passphrase|secret|token|credential)["']?\s*[=:]\s*"""
+_VALUE = r'''"""[\s\S]*?"""|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|[^\s,}]+'''
+_SECRET = re.compile(rf"(?mi)((?:^|[\s{{,]){_NAMED})(?:{_VALUE})")
 _IN_URL = re.compile(r"(://)[^\s/@\"']+@")
 _PACKAGES = ("msgspec", "zstandard", "pyserial", "paho-mqtt", "aiohttp", "cryptography", "onnxruntime",
              "ai-edge-litert", "tflite-runtime", "openvino", "numpy", "opencv-python-headless")  # fmt: skip

@@ -269,11 +269,13 @@ class Remote:
 
     # --- for the commands -------------------------------------------------------------------------------------
 
-    def _done(self) -> None:
-        if self._restart and self._desired is not None:
-            self._desired.again = True
-            self.commands.report()
-            self._stop.set()
+    def _done(self) -> bool:
+        if not self._restart or self._desired is None:
+            return False
+        self._desired.again = True
+        self.commands.report()
+        self._stop.set()
+        return True
 
     def _wall_ms(self) -> int | None:
         offset = self._host.clock.wall_offset_ns()

@@ -89,7 +89,7 @@ class Commands:
         operations: by name.
         audit: see `Audit`.
         wall_ms: UTC in ms, None while the clock is not known to be right.
-        after: called when a command's answer is on its way; lets an operation end the process.
+        after: called when a command's answer is on its way; whether the process ends now, and no other is begun.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Commands:
         journal: Journal,
         audit: Audit,
         wall_ms: Callable[[], int | None],
-        after: Callable[[], None] = lambda: None,
+        after: Callable[[], bool] = lambda: False,
     ) -> None:
         self._operations = operations
         self._journal = journal
@@ -110,6 +110,7 @@ class Commands:
         self._wake = asyncio.Event()
         self._tokens, self._filled = BURST, time.monotonic()
         self._flooded = False
+        self._ending = False
         self.reported: Callable[[], bytes] = lambda: b""
         self.ports: list[Port] = []
 
@@ -160,13 +161,13 @@ class Commands:
             while True:
                 await self._wake.wait()
                 self._wake.clear()
-                while self._waiting:
+                while self._waiting and not self._ending:
                     waiting = self._waiting.popleft()
                     answer = await self._handle(waiting)
                     del self._under_way[waiting.request.id]
                     for reply in waiting.replies:
                         reply(answer)
-                    self._after()
+                    self._ending = self._after()
         finally:
             await asyncio.to_thread(self._journal.close)
 
@@ -189,7 +190,7 @@ class Commands:
         request, guard, operation = waiting.request, waiting.guard, waiting.operation
         try:
             if guard.keys and (operation.opening is None or operation.opening(waiting.args)):
-                if request.deadline < command.ABSOLUTE_FROM:
+                if request.signature and request.deadline < command.ABSOLUTE_FROM:
                     raise ControlError("a signed command needs an absolute deadline", hint="UTC in ms since 1970")
                 await signed.check(guard.keys, command.signed_text(guard.gateway, request), request.signature)
             if operation.once and (earlier := await self._earlier(waiting)) is not None:
@@ -218,6 +219,8 @@ class Commands:
             return None
         if entry.digest != waiting.digest:
             raise ControlError("this id was used for another command", hint="use a new id")
+        if not entry.answer and not waiting.operation.changes:
+            return None
         if not entry.answer:
             raise ControlError("it was begun and interrupted: not executed again", hint="look, then use a new id")
         self._row("command.repeated", True, waiting.guard, waiting.request.id, op=waiting.request.op)

@@ -74,7 +74,7 @@ class Journal:
     def begin(self, id: str, digest: str, late_ms: int) -> None:
         """This id is about to be executed; `late_ms` is its deadline in UTC, or 0."""
         with self._opened() as db:
-            db.execute("INSERT INTO command (id, digest, late_ms) VALUES (?, ?, ?)", (id, digest, late_ms))
+            db.execute("INSERT OR REPLACE INTO command (id, digest, late_ms) VALUES (?, ?, ?)", (id, digest, late_ms))
             db.execute(
                 "DELETE FROM command WHERE number <= (SELECT max(number) FROM command) - ? AND late_ms < ?",
                 (REMEMBERED, time.time_ns() // 10**6),
