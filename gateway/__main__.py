@@ -28,7 +28,8 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate status --config gateway.toml    what a running gateway is doing
 """
 PLAN = """\
-Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Its exit status is 0 when nothing would change, 3 when something would, 4 when something would and deserves a
+Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Relative
+paths in NEW.toml count from its own folder: put it beside the present one. Its exit status is 0 when nothing would change, 3 when something would, 4 when something would and deserves a
 second thought (the lines with WARNING); 1 and 2 as ever, 2 also when NEW.toml cannot be used.
 """
 EPILOG = "A commented example of every setting is gateway/example.toml. Exit status: 0 fine, 1 failed, 2 misused."

@@ -171,6 +171,8 @@ class App:
 
     def _make_source(self, table: SourceTable) -> Source:
         if isinstance(table, NodeTable):
+            port = table.port if "://" in table.port else str(self.config.path(table.port))
+            table = msgspec.structs.replace(table, port=port)
             return NodeSource(table, self.spool.mark(table.name), self.clock)
         return PictureReplay(table, self.config.path(table.folder), self.clock)
 
@@ -275,7 +277,8 @@ class App:
         self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
 
     def _event(self, event: Event) -> asyncio.Future[None]:
-        log.log(_LEVEL[event.severity], "%s %s %s: %s", event.name, event.state, event.origin, event.message)
+        about = "" if event.message.startswith(event.origin) else f"{event.origin}: "
+        log.log(_LEVEL[event.severity], "%s %s: %s%s", event.name, event.state, about, event.message)
         self._events.appendleft(event)
         return self.spool.append_row(EVENTS_STREAM, BatchKind.EVENTS, _encode(event))
 

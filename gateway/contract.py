@@ -271,7 +271,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
     state: SourceState
     detail: str  # the last error, or which node this is
     readings: int = 0  # taken from the wire, in order, this run
-    frames: int = 0
+    frames: int = 0  # pictures of a camera; frames of bytes of a node
     dropped: int = 0  # pictures that a newer one replaced; readings a node's ring overwrote
     bad: int = 0  # frames of bytes refused (checksum, length, type)
     resent: int = 0  # frames that came again and were already taken

@@ -62,16 +62,14 @@ async def serve(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[No
             f"{path}: another gateway is running on this data_dir", hint="stop it, or set another data_dir"
         )
     path.unlink(missing_ok=True)  # noqa: ASYNC240  (a local socket, microseconds)
-    connections: set[asyncio.Task[None]] = set()
+    connections: set[asyncio.StreamWriter] = set()
 
     async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connections.add(task)
+        connections.add(writer)
         try:
             await _converse(reader, writer, handlers)
         finally:
-            connections.discard(task)
+            connections.discard(writer)
             writer.close()
 
     old = os.umask(0o177)
@@ -83,8 +81,8 @@ async def serve(path: Path, handlers: Mapping[str, Handler]) -> AsyncIterator[No
         yield
     finally:
         server.close()
-        for task in list(connections):
-            task.cancel()
+        for writer in connections:
+            writer.transport.abort()  # its conversation reads the end and is over
         path.unlink(missing_ok=True)  # noqa: ASYNC240  (a local socket, microseconds)
 
 

@@ -191,7 +191,8 @@ def _value(value: object) -> str:
 def _devices(config: Config) -> Iterator[str]:
     for source in config.source:
         if isinstance(source, NodeSource):
-            yield f"{source.port} ({source.name})"
+            port = source.port if "://" in source.port else config.path(source.port)
+            yield f"{port} ({source.name})"
         else:
             yield f"{config.path(source.folder)} ({source.name})"
 

@@ -38,7 +38,7 @@ OUTAGE_AT, OUTAGE_SHARE, OUTAGE_MAX_S = 0.4, 0.25, 8.0  # of the demo's time
 OUTAGE_EVERY_S = 60.0  # when it has no end
 PATIENCE_S = 15.0  # for the rest to be delivered
 CAUGHT_UP_S = 5.0  # after an outage, so long the view says so
-RECORD_AT = 0.62  # of the time: towards the end of the outage
+RECORD_AT = 0.8  # of the outage
 
 
 @dataclass(frozen=True)
@@ -199,16 +199,16 @@ def _write_config(folder: Path, data: DemoData, broker_port: int, panel_port: in
 
 async def _live(running: Factory, view: View, show: Screen, options: Options) -> None:
     """Show it until its time is over or Ctrl-C, with the outages going on meanwhile."""
-    recorded = options.picture is None or options.seconds is None
+    picture = options.picture
     async with asyncio.TaskGroup() as tasks:
         outages = tasks.create_task(_outages(running), name="outages")
         while not running.stop.is_set() and running.elapsed_s < (running.seconds or float("inf")):
-            view.update(await running.look())
+            moment = await running.look()
+            view.update(moment)
             show(view)
-            if not recorded and running.elapsed_s > RECORD_AT * (options.seconds or 0):
-                recorded = True
-                assert options.picture is not None
-                _record(view, options.picture)
+            if picture is not None and (moment.away_s or 0) > RECORD_AT * next(_plan(running.seconds))[1]:
+                _record(view, picture)
+                picture = None
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(running.stop.wait(), LOOK_S)
         outages.cancel()

@@ -46,7 +46,7 @@ function headline(level, verdict, because) {
 function showHeadline(s) {
   const problems = problemsOf(s);
   const level = problems.length ? problems[0][0] : "ok";
-  const waiting = s.uplink.state === "off" ? "kept on disk, no uplink is set" : s.spool.backlog ? "stored, on its way to the consumer" : "stored and delivered";
+  const waiting = s.uplink.state === "off" ? "kept on disk, no uplink is set" : s.spool.backlog ? "stored and being delivered" : "stored and delivered";
   if (level === "ok") headline("ok", "All good", `${plural(s.sources.length, "source")}, ${plural(s.models.length, "model")}: everything is ${waiting}.`);
   else if (level === "info") headline("info", "Starting", problems.map((p) => p[1]).join(" · "));
   else {

@@ -114,21 +114,27 @@ class Tables:
         self._codec = Codec()
         self._max_pages = max(max_bytes // PAGE, 256)
         self._until_trim = 0
-        with self._explained():
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._writer = self._connect()
-            self._migrate()
-            self._reader = self._connect()
         self._reader_turn = threading.Lock()
-        self._load()
+        with contextlib.ExitStack() as opened:
+            with self._explained():
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                self._writer = opened.enter_context(contextlib.closing(self._connect()))
+                self._migrate()
+                self._reader = opened.enter_context(contextlib.closing(self._connect()))
+            self._load()
+            self._opened = opened.pop_all()
 
     def _connect(self) -> sqlite3.Connection:
         db = sqlite3.connect(self._path, timeout=10, isolation_level=None, check_same_thread=False)
-        db.execute(f"PRAGMA page_size = {PAGE}")
-        db.execute("PRAGMA journal_mode = WAL")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA cache_size = -1024")
-        db.execute(f"PRAGMA max_page_count = {self._max_pages}")
+        try:
+            db.execute(f"PRAGMA page_size = {PAGE}")
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            db.execute("PRAGMA cache_size = -1024")
+            db.execute(f"PRAGMA max_page_count = {self._max_pages}")
+        except sqlite3.Error:
+            db.close()
+            raise
         return db
 
     @contextmanager
@@ -309,9 +315,9 @@ class Tables:
                 seq = watermark.get(name, 0)
                 # seq_first is indexed: look from the last batch that starts at or before the watermark
                 row = db.execute(
-                    "SELECT min(id) FROM batch WHERE stream = ?1 AND seq_first + n > ?2 AND seq_first >= "
-                    "coalesce((SELECT max(seq_first) FROM batch WHERE stream = ?1 AND seq_first <= ?2), 0)",
-                    (stream, seq),
+                    "SELECT min(id) FROM batch WHERE stream = :stream AND seq_first + n > :seq AND seq_first >= "
+                    "coalesce((SELECT max(seq_first) FROM batch WHERE stream = :stream AND seq_first <= :seq), 0)",
+                    {"stream": stream, "seq": seq},
                 ).fetchone()
                 if row[0] is not None:
                     first = min(first, row[0])
@@ -321,5 +327,4 @@ class Tables:
         return self._path.stat().st_size
 
     def close(self) -> None:
-        self._writer.close()
-        self._reader.close()
+        self._opened.close()

@@ -263,7 +263,9 @@ class Connection:
         self.on_down()
 
     def _turn(self, state: str, detail: str) -> None:
-        self.state, self.detail, self.since = state, detail, time.monotonic()
+        if (state == "up") != (self.state == "up"):  # attempts to connect are part of one outage
+            self.since = time.monotonic()
+        self.state, self.detail = state, detail
 
     def _drop(self) -> None:
         client, self._client = self._client, None

@@ -8,8 +8,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,71 +18,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import command
-from gateway.command import Answer, NoArgs, Request
-from gateway.errors import ControlError, StoreError
+from gateway.command import Answer, Request
+from gateway.errors import ControlError
 from gateway.sync import commands as module
 from gateway.sync.commands import BURST, MAX_WAITING, Commands, Guard, Operation, Port
 from gateway.sync.journal import REMEMBERED, Entry, Journal
 from sdk.bundle import generate_key
 from sdk.client import signer
-
-HERE = Guard("uplink", "line-1")
-NOW_MS = 1_800_000_000_000
-
-
-class EchoArgs(command.Part, frozen=True):
-    text: str
-
-
-class Bench:
-    """Commands with two operations, whose effects and audit rows are seen."""
-
-    def __init__(self, folder: Path, *, spool_takes: bool = True, wall_ms: int | None = NOW_MS) -> None:
-        self.trail: list[str] = []  # audit rows and effects, in order
-        self.spool_takes = spool_takes
-        operations = {
-            "set": Operation(EchoArgs, self._set, changes=True),
-            "read": Operation(NoArgs, self._read),
-        }
-        self.commands = Commands(operations, Journal(folder / "journal.db"), self._audit, lambda: wall_ms)
-
-    async def _set(self, args: EchoArgs, id: str) -> str:
-        self.trail.append(f"do {args.text}")
-        if args.text == "wrong":
-            raise StoreError("no", hint="yes")
-        return args.text.upper()
-
-    async def _read(self, _: NoArgs, id: str) -> int:
-        self.trail.append("do read")
-        return 5
-
-    def _audit(self, name: str, well: bool, message: str, detail: Mapping[str, Any]) -> asyncio.Future[None]:
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.trail.append(name.partition(".")[2])
-        if self.spool_takes:
-            done.set_result(None)
-        return done
-
-    def effects(self) -> list[str]:
-        return [step for step in self.trail if step.startswith("do ")]
-
-    async def ask(self, payload: bytes, id: str = "a1", guard: Guard = HERE, retained: bool = False) -> Answer:
-        answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        self.commands.receive(guard, id, payload, answer.set_result, retained)
-        return await asyncio.wait_for(answer, 20)
-
-
-@asynccontextmanager
-async def bench(folder: Path, **more: Any) -> AsyncIterator[Bench]:
-    made = Bench(folder, **more)
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(made.commands.run(), name="commands")
-        yield made
-        task.cancel()
-
-
-def request(op: str = "set", deadline: float = 30, **args: Any) -> bytes:
-    return json.dumps({"op": op, "deadline": deadline, "args": args}).encode()
+from tests.unit.command_bench import HERE, NOW_MS, Bench, EchoArgs, FakeLink, bench, request
 
 
 def test_audited_before_executed_and_answered_after(tmp_path: Path) -> None:
@@ -354,16 +296,6 @@ def test_signatures(tmp_path: Path) -> None:
 
 
 # --- the port and the journal --------------------------------------------------------------------------------------
-
-
-class FakeLink:
-    def __init__(self) -> None:
-        self.room = True
-        self.sent: list[tuple[str, bytes, int, bool]] = []
-
-    def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
-        self.sent.append((topic, payload, qos, retain))
-        return True
 
 
 def test_answers_wait_for_room_and_the_report_is_retained(tmp_path: Path) -> None:
