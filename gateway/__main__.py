@@ -1,4 +1,4 @@
-"""The command line: `octogate run | check | status | ledger | export`. The only place that exits."""
+"""The command line: `octogate run | check | plan | status | ledger | export`. The only place that exits."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -17,15 +18,22 @@ from gateway.errors import ConfigError, OctogateError
 from gateway.store import export, ledger
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
+CHANGES, DOUBTFUL = 3, 4  # of plan
 
 DESCRIPTION = """\
 The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
 
   octogate check  --config gateway.toml    is this config usable? says what to mend
+  octogate plan   NEW.toml --config gateway.toml    what would change if NEW.toml ran instead?
   octogate run    --config gateway.toml    run the gateway until SIGTERM or Ctrl-C
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
+"""
+PLAN = """\
+Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Relative
+paths in NEW.toml count from its own folder: put it beside the present one. Its exit status is 0 when nothing would change, 3 when something would, 4 when something would and deserves a
+second thought (the lines with WARNING); 1 and 2 as ever, 2 also when NEW.toml cannot be used.
 """
 EPILOG = "A commented example of every setting is gateway/example.toml. Exit status: 0 fine, 1 failed, 2 misused."
 
@@ -53,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, what in (
         ("run", _run, "Run the gateway. SIGTERM or Ctrl-C ends it within two seconds with everything stored."),
         ("check", _check, "Check a config: names the file, the key, what is wrong and what to do. Changes nothing."),
+        ("plan", _plan, PLAN),
         ("status", _status, "Ask a running gateway what it is doing, over its control socket."),
     ):
         sub = commands.add_parser(name, help=what.partition(".")[0], description=what, epilog=EPILOG)
@@ -60,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
             "-c", "--config", type=Path, default=Path("gateway.toml"), metavar="FILE", help="default: %(default)s"
         )
         sub.set_defaults(command=command)
+        if name == "plan":
+            sub.add_argument("new", type=Path, metavar="NEW.toml", help="the config that might come")
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
     ledger.add_command(commands, EPILOG)
@@ -68,17 +79,34 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> int:
-    config = load(args.config)
+    from gateway.sync.desired import Desired
+
+    desired = Desired(args.config)
+    config = desired.load()
     from gateway.app import run  # the other commands need none of it
+
+    told_to_end = False
 
     async def until_signalled() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
-        await run(config, stop, ready=lambda: _settle(args.config))
 
-    asyncio.run(until_signalled())
+        def end() -> None:
+            nonlocal told_to_end
+            told_to_end = True  # also while it is stopping in order to start again
+            stop.set()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, end)
+        await run(config, stop, ready=lambda: _settle(desired.running), desired=desired)
+
+    try:
+        with desired.guard():
+            asyncio.run(until_signalled())
+    finally:
+        if desired.again and not told_to_end:  # the same process with the same command line, from the start
+            logging.info("starting again")
+            os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return OK
 
 
@@ -117,6 +145,16 @@ def _summary(path: Path, config: Config) -> str:
     if config.trust.allow_unsigned:
         lines.append("  WARNING   trust.allow_unsigned: unsigned models are run; for development only")
     return "\n".join(lines)
+
+
+def _plan(args: argparse.Namespace) -> int:
+    from gateway.plan import plan, plan_text
+
+    planned = plan(load(args.config), load(args.new))
+    print(_json(planned) if args.json else plan_text(planned))
+    if planned.warnings:
+        return DOUBTFUL
+    return CHANGES if planned.changes else OK
 
 
 def _status(args: argparse.Namespace) -> int:

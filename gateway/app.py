@@ -45,9 +45,11 @@ from gateway.infer.engine import Engine
 from gateway.infer.manifest import Window
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
+from gateway.remote import Remote
 from gateway.store.pictures import Pictures
 from gateway.store.settings import spool_settings
 from gateway.store.spool import Spool
+from gateway.sync.desired import Desired
 from gateway.sync.uplink import Uplink
 from gateway.writes import Writes
 
@@ -62,8 +64,12 @@ class _Stopped(Exception):
     """Raised inside the task tree to end it; never leaves `run`."""
 
 
-async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
+async def run(
+    config: Config, stop: asyncio.Event, ready: Callable[[], None] = lambda: None, desired: Desired | None = None
+) -> None:
     """Run the gateway until `stop` is set; then everything taken is on disk and every task has ended.
+
+    `desired` is the file that the config came from; a command may set it and ask to be started `again`.
 
     Raises:
         StoreError: the spool cannot be opened.
@@ -81,17 +87,20 @@ async def run(config: Config, stop: asyncio.Event, ready: Callable[[], None] = l
                 **spool_settings(config.store, tuple(table.name for table in config.uplink)),
             )
         )
-        app.build()
+        remote = Remote(app, desired, stop)
+        app.build(remote)
         handlers: dict[str, control.Handler] = {
             "ping": lambda _: app.clock.mono_ns(),
             "status": lambda _: app.status(),
             "picture": app.picture,
+            "command": remote.control,
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
         app.notify("gateway", "gateway.started", "point", Severity.INFO, f"Octogate {gateway.__version__} started")
         try:
             async with asyncio.TaskGroup() as tasks:
                 app.start(tasks)
+                tasks.create_task(remote.run(), name="remote")
                 ready()
                 await stop.wait()
                 await app.leave()
@@ -127,7 +136,7 @@ class App:
 
     # --- building and starting --------------------------------------------------------------------------------
 
-    def build(self) -> None:
+    def build(self, remote: Remote) -> None:
         """Make every part; nothing runs yet."""
         config = self.config
         for model in config.model:
@@ -138,7 +147,14 @@ class App:
             self._sources.append(self._make_source(source))
         self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
         self._uplinks = [
-            Uplink(config, table, self.spool.uplink(table.name), self._writes.put, self._writes.refuse)
+            Uplink(
+                config,
+                table,
+                self.spool.uplink(table.name),
+                self._writes.put,
+                self._writes.refuse,
+                remote.commands,
+            )
             for table in config.uplink
         ]
         self.spool.on_commit = self._committed

@@ -85,6 +85,8 @@ class UplinkTable(Table, frozen=True):
     backlog_kib_s: Annotated[float, Meta(ge=0)] = 0.0  # how fast what has waited goes out; 0 is without limit
     pictures: Literal["none", "events"] = "none"  # which of the kept pictures are sent
     live: LiveTable | None = None
+    commands: bool = False  # take commands: whoever may publish below octo/v1/<id>/cmd may then set the config
+    command_keys: tuple[str, ...] = ()  # Ed25519 public keys (PEM) of which one must have signed each command
 
 
 class PanelTable(Table, frozen=True):
@@ -283,7 +285,7 @@ def _check_references(path: Path, config: Config) -> None:
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
         if pipeline.window and pipeline.hop > pipeline.window:
             raise ConfigError(f"{path}: pipeline[{i}].hop: longer than its window", hint="hop <= window")
-        if pipeline.name == "events" or pipeline.name in sources:
+        if pipeline.name in ("events", "audit") or pipeline.name in sources:
             raise ConfigError(f"{path}: pipeline[{i}].name: '{pipeline.name}' is taken", hint="choose another")
     for i, rule in enumerate(config.rule):
         if isinstance(rule, ThresholdRule):
@@ -319,6 +321,7 @@ def _check_files(path: Path, config: Config) -> None:
         table = f"uplink[{i}]" if len(config.uplink) > 1 else "uplink"
         files = {k: getattr(uplink, k) for k in ("password_file", "ca_file", "cert_file", "key_file")}
         wanted += [(f"{table}.{key}", file) for key, file in files.items() if file]
+        wanted += [(f"{table}.command_keys[{k}]", key) for k, key in enumerate(uplink.command_keys)]
         if bool(uplink.cert_file) != bool(uplink.key_file):
             raise ConfigError(f"{path}: {table}: cert_file and key_file go together", hint="give both or none")
         if uplink.cert_file and not uplink.ca_file:

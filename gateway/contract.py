@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 EVENTS_STREAM = "events"
+AUDIT_STREAM = "audit"  # rows about commands, before and after each
 TOPIC_ROOT = "octo/v1"
 
 # struct codes a channel may have (little-endian), and the Sparkplug B datatype each maps to

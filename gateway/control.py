@@ -158,7 +158,7 @@ class Client:
             with contextlib.suppress(ConnectionError):
                 await writer.wait_closed()
 
-    async def ask(self, op: str, kind: type[T], **args: Any) -> T:
+    async def ask(self, op: str, kind: type[T], /, **args: Any) -> T:
         """Ask and decode the answer as `kind`; ControlError when refused or cut off."""
         async with self._turn:
             self._next += 1

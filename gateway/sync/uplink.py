@@ -18,6 +18,7 @@ from gateway.errors import UplinkError
 from gateway.sync.account import Account, Message
 from gateway.sync.backlog import Backlog, Store, decode_ack
 from gateway.sync.bucket import TokenBucket
+from gateway.sync.commands import Commands, Port
 from gateway.sync.live import Live, Refuse, Setup, Write
 from gateway.sync.mqtt import Connection
 from gateway.sync.pictures import AHEAD, Pictures, Shelf
@@ -30,7 +31,15 @@ BURST_S = 1.0  # of the backlog's rate gathers while nothing is sent
 class Uplink:
     """Carries the backlog, the live values and the kept pictures of one gateway to one broker."""
 
-    def __init__(self, config: Config, table: UplinkTable, store: Store, write: Write, refuse: Refuse) -> None:
+    def __init__(
+        self,
+        config: Config,
+        table: UplinkTable,
+        store: Store,
+        write: Write,
+        refuse: Refuse,
+        commands: Commands | None = None,
+    ) -> None:
         self.name = table.name
         self._gateway, self._prefix = config.gateway.id, table.prefix
         self._connection = connection = Connection(_account(config, table))
@@ -58,6 +67,10 @@ class Uplink:
         connection.on_down = self._down
         connection.on_message = self._message
         connection.on_room = self._room
+        self._port: Port | None = None
+        if commands is not None and table.commands:
+            keys = [config.path(key) for key in table.command_keys]
+            self._port = Port(commands, self._gateway, connection, keys=keys)
         self._grace: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -132,6 +145,9 @@ class Uplink:
             self._connection.subscribe(blocks.topic_picture_ack(self._gateway, self._prefix))
         if self._live is not None and self._live_connection is self._connection:
             self._live.start()
+        if self._port is not None:
+            self._connection.subscribe(self._port.topic)
+            self._port.up()
         self._grace = asyncio.get_running_loop().call_later(RETAINED_S, self._start)
 
     def _start(self) -> None:
@@ -152,6 +168,8 @@ class Uplink:
     def _room(self, heard: bool | None) -> None:
         if heard is not None:
             self._backlog.heard(heard)
+        if self._port is not None:
+            self._port.push()  # an answer before the backlog
         self._backlog.push()
         if self._pictures is not None:
             self._pictures.push()
@@ -176,6 +194,8 @@ class Uplink:
         if self._pictures is not None and message.topic == blocks.topic_picture_ack(self._gateway, self._prefix):
             with contextlib.suppress(msgspec.DecodeError):
                 self._pictures.acknowledged(blocks.decode_ack(message.payload))
+            return
+        if self._port is not None and self._port.message(message.topic, message.payload, message.retain):
             return
         try:
             ack = decode_ack(message.payload)

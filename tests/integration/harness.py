@@ -35,7 +35,7 @@ def free_port() -> int:
 
 def broker(port: int) -> iotcore.Broker:
     """An embedded broker on loopback, as a context manager; can be stopped and started."""
-    return iotcore.Broker(port=port, listen="127.0.0.1")
+    return iotcore.Broker(port=port, listen="127.0.0.1", max_payload_size=1 << 20)
 
 
 async def until(condition: Callable[[], bool], what: str, patience_s: float = PATIENCE_S) -> None:

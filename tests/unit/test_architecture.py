@@ -27,6 +27,7 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
         "gateway.config": "checks a config before it is deployed",
         "gateway.clock": "dates readings as the gateway does",
         "gateway.control": "the client side of the control socket",
+        "gateway.command": "asks a gateway from afar",
         "gateway.link": "fakes a node, tests the wire format",
         "gateway.store.columns": "decodes the batches it ingests",
         "gateway.infer.bundle": "writes what the gateway reads",

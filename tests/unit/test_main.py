@@ -57,7 +57,9 @@ def test_misuse(argv: list[str]) -> None:
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["run", "--help"], ["check", "--help"], ["status", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["run", "--help"], ["check", "--help"], ["plan", "--help"], ["status", "--help"]]
+)
 def test_help_is_worth_reading(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)

@@ -1,0 +1,36 @@
+"""`octogate`, killed with SIGKILL before a given step of the desired config's state machine.
+
+    python -m tests.integration.cut_short STEP COUNTER run --config gateway.toml
+
+COUNTER is a file that counts the steps, also across the daemon's own restarts.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from gateway.__main__ import main
+from gateway.sync import desired
+
+STEPS = ("_replace", "_rename", "_remove")
+
+
+def counted(real: Callable[..., None], at: int, counter: Path) -> Callable[..., None]:
+    def step(*args: object) -> None:
+        with counter.open("ab") as file:
+            file.write(b".")
+        if counter.stat().st_size == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        real(*args)
+
+    return step
+
+
+if __name__ == "__main__":
+    for name in STEPS:
+        setattr(desired, name, counted(getattr(desired, name), int(sys.argv[1]), Path(sys.argv[2])))
+    sys.exit(main(sys.argv[3:]))
