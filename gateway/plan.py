@@ -17,9 +17,11 @@ import msgspec
 
 from gateway.command import Change
 from gateway.config import Config, NodeSource
+from gateway.contract import BatchKind
 from gateway.errors import ModelError, StoreError
 from gateway.infer.bundle import read_manifest
 from gateway.store.columns import Codec, read_header
+from gateway.store.schema import connect_reader
 
 WORKER_MIB = 60  # an interpreter with a runtime, before its model: what a worker has at least
 NEWEST = 400  # batches of a stream that its rate is measured on
@@ -284,8 +286,12 @@ def _measured(spool: Path) -> tuple[dict[str, Rate], int, int]:
     waiting = 0
     codec = Codec()
     try:
-        with contextlib.closing(sqlite3.connect(f"file:{spool}?mode=ro", uri=True, timeout=5)) as db:
-            streams = db.execute("SELECT id, name, next_seq, confirmed FROM stream").fetchall()
+        with contextlib.closing(connect_reader(spool)) as db:
+            # what the slowest uplink's consumer has
+            streams = db.execute(
+                "SELECT s.id, s.name, s.next_seq, coalesce((SELECT min(seq) FROM watermark WHERE stream = s.id), 0) "
+                "FROM stream s"
+            ).fetchall()
             for id, name, next_seq, confirmed in streams:
                 (end,) = db.execute("SELECT max(seq_first + n) FROM batch WHERE stream = ?", (id,)).fetchone()
                 waiting += max(0, max(next_seq, end or 0) - confirmed)
@@ -321,6 +327,9 @@ def _began(db: sqlite3.Connection, codec: Codec, batch: int) -> tuple[str, int]:
     header, _ = read_header(blob)
     if header.spec:
         return header.boot, int(codec.decode_samples(blob)[1].firsts[0])
+    if header.kind is BatchKind.GAP:
+        gap = codec.decode_gap(blob)[1]
+        return gap.boot, gap.mono_ns
     row = msgspec.json.decode(codec.decode_rows(blob)[1][0])
     return header.boot, int(row["stamp"]["mono_ns"])
 

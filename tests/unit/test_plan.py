@@ -77,7 +77,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     )
     made = planned(tmp_path, BASE, new)
     assert set(made.changes) == {
-        Change("changed", "uplink", "", "live (min_interval_ms 1000 -> 500)"),
+        Change("changed", "uplink", "main", "live (min_interval_ms 1000 -> 500)"),
         Change("added", "panel", "", ""),
         Change("changed", "source", "press", 'port "/dev/a" -> "/dev/b", baud 115200 -> 9600'),
         Change("added", "source", "cam", "pictures"),
@@ -99,7 +99,7 @@ def test_every_difference_is_named(tmp_path: Path) -> None:
     [
         ('data_dir = "data"', 'data_dir = "other"', "a new spool is made"),
         ('id = "line-1"', 'id = "line-2"', "another gateway, 'line-2'"),
-        ('[uplink]\nhost = "broker"\n[uplink.live]\n', "", "nothing is delivered any more"),
+        ('[uplink]\nhost = "broker"\n[uplink.live]\n', "", "nothing is delivered there any more"),
         ('host = "broker"', 'host = "elsewhere"', "another broker"),
     ],
 )
