@@ -14,7 +14,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
-from gateway.store import export, ledger
+from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
 
@@ -62,8 +62,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(command=command)
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
-    ledger.add_command(commands, EPILOG)
-    export.add_command(commands, EPILOG)
+    add_commands(commands, EPILOG)
     return parser
 
 
