@@ -15,7 +15,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
-from gateway.store import export, ledger
+from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
 CHANGES, DOUBTFUL = 3, 4  # of plan
@@ -73,8 +73,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("new", type=Path, metavar="NEW.toml", help="the config that might come")
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
-    ledger.add_command(commands, EPILOG)
-    export.add_command(commands, EPILOG)
+    add_commands(commands, EPILOG)
     return parser
 
 

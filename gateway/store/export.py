@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from gateway.store.query import Query
     from gateway.store.timeline import Timeline
 
-DESCRIPTION = "Writes a stream as CSV, JSON lines or Parquet. Reads the spool, also while the gateway runs."
-FORMATS = ("csv", "jsonl", "parquet")
 PROGRESS_S = 2.0
 CHUNK = 50_000  # rows a Parquet row group
 FIXED = ("seq", "time", "boot", "mono_ns")
@@ -129,7 +127,11 @@ class Export:
             value = _decode(text)
             stamp = value.get("stamp") or {}
             mono_ns, wall_ns = stamp.get("mono_ns"), stamp.get("wall_ns")
-            if wall_ns is None and mono_ns is not None and (offset := timeline.offset_ns(header)) is not None:
+            if (
+                mono_ns is not None
+                and stamp.get("boot") == header.boot
+                and (offset := timeline.offset_ns(header)) is not None
+            ):
                 wall_ns = mono_ns + offset
             yield (header.seq_first + i, wall_ns, header.boot, mono_ns, value)
 
@@ -241,22 +243,8 @@ def _whole_file(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
-def add_command(commands: Any, epilog: str) -> None:
-    """`octogate export` as a subcommand."""
-    sub = commands.add_parser("export", help="A stream as CSV, JSON lines or Parquet", description=DESCRIPTION,
-                              epilog=epilog)  # fmt: skip
-    sub.add_argument(
-        "-c", "--config", type=Path, default=Path("gateway.toml"), metavar="FILE", help="default: %(default)s"
-    )
-    sub.add_argument("-s", "--stream", required=True, help="such as press-4/power, a pipeline's name, or events")
-    sub.add_argument("--from", dest="since", metavar="TIME", help="ISO 8601, UTC when it names no zone; default: all")
-    sub.add_argument("--to", dest="until", metavar="TIME", help="up to but without it")
-    sub.add_argument("-f", "--format", choices=FORMATS, default="csv", help="default: %(default)s")
-    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: standard output (not for parquet)")
-    sub.set_defaults(command=_command)
-
-
-def _command(args: argparse.Namespace) -> int:
+def command(args: argparse.Namespace) -> int:
+    """`octogate export`; its exit status."""
     from gateway.config import load
     from gateway.store.query import Query
 
@@ -277,7 +265,13 @@ def _command(args: argparse.Namespace) -> int:
 def _write(export: Export, rows: Iterator[Row], format: str, output: Path | None) -> int:
     write = write_csv if format == "csv" else write_jsonl
     if output is None:
-        return write(export, rows, sys.stdout)
+        try:
+            n = write(export, rows, sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:  # `| head` has enough; what Python would still flush at its end goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        return n
     with _whole_file(output) as part:
         if format == "parquet":
             return write_parquet(export, rows, part)

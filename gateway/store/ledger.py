@@ -20,10 +20,6 @@ if TYPE_CHECKING:
     import sqlite3
 
 Range = tuple[int, int]  # from, to (exclusive)
-DESCRIPTION = (
-    "What was taken, delivered, dropped and is missing, by stream. Reads the spool, also while the gateway runs; what "
-    "consumers have confirmed is as it was stored last, seconds to minutes ago. Exit status 1 when a number is missing."
-)
 
 
 class Dropped(msgspec.Struct, frozen=True):
@@ -184,19 +180,8 @@ def ledger_text(ledger: Ledger) -> str:
     return "\n".join(lines)
 
 
-def add_command(commands: Any, epilog: str) -> None:
-    """`octogate ledger` as a subcommand."""
-    sub = commands.add_parser("ledger", help="What was taken, delivered, dropped, missing", description=DESCRIPTION,
-                              epilog=epilog)  # fmt: skip
-    sub.add_argument(
-        "-c", "--config", type=Path, default=Path("gateway.toml"), metavar="FILE", help="default: %(default)s"
-    )
-    sub.add_argument("--check", action="store_true", help="verify the checksum of every batch, too")
-    sub.add_argument("--json", action="store_true", help="as JSON instead of text")
-    sub.set_defaults(command=_command)
-
-
-def _command(args: argparse.Namespace) -> int:
+def command(args: argparse.Namespace) -> int:
+    """`octogate ledger`; its exit status."""
     from gateway.config import load
 
     config = load(args.config)

@@ -12,6 +12,7 @@ from __future__ import annotations
 PIECES = 64  # frames of a node in one group: a quarter of what its ring holds until they are acknowledged
 _BUSY = 2.0  # waits at least so many times as long as a commit takes
 _SMOOTH = 0.1
+_STEADY = 8  # groups in a row make a flow
 
 
 class Pace:
@@ -22,6 +23,7 @@ class Pace:
         self._durability_s = max(commit_s, durability_s)
         self._took_s = 0.0
         self._last = float("-inf")
+        self._row = 0  # groups, each within the window of the one before
 
     def took(self, seconds: float) -> None:
         """A commit took so long."""
@@ -30,10 +32,11 @@ class Pace:
     def begins(self, now: float) -> bool:
         """A group begins at `now` (loop time); whether it is part of a steady flow.
 
-        What comes after a pause longer than the window is not: it is taken soon, for there is little to collect.
+        What comes after a pause longer than the window is not, nor what comes first of all: it is taken soon.
         """
         since, self._last = now - self._last, now
-        return since <= self._durability_s
+        self._row = self._row + 1 if since <= self._durability_s else 0
+        return self._row >= _STEADY
 
     def wait_s(self, *, eager: bool) -> float:
         """How long a group may wait; `eager` when somebody listens, something in it is urgent or the flow begins."""
