@@ -139,7 +139,7 @@ class Remote:
 
     async def _diagnostics(self, _: NoArgs, __: str) -> Blob:
         host = self._host
-        text = (await asyncio.to_thread(self._desired.running.read_bytes)).decode() if self._desired else ""
+        text = self._desired.text.decode() if self._desired else ""
         packed = await asyncio.to_thread(
             diagnostics.pack,
             host.status(),
@@ -152,8 +152,8 @@ class Remote:
         return await asyncio.to_thread(self._blobs.keep, packed, "application/gzip", name)
 
     async def _config_get(self, _: NoArgs, __: str) -> ConfigText:
-        text = await asyncio.to_thread(self._from_file().running.read_bytes)
-        return ConfigText(digest_of(text), text.decode(), self._reported())
+        desired = self._from_file()
+        return ConfigText(desired.digest, desired.text.decode(), self._reported())
 
     async def _config_set(self, args: ConfigSetArgs, id: str) -> Accepted:
         desired, text = self._from_file(), args.text.encode()

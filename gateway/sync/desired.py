@@ -122,7 +122,8 @@ class Desired:
         path: the config file as it was named to `octogate run`.
         state: the state on disk, as of the last step.
         running: the file that this process runs: `path`, or the candidate while it is on trial.
-        digest: sha256 of its text.
+        text: what it says, as it was read at the start: the file may be renamed or gone by now.
+        digest: sha256 of that text.
         again: set when this process is to start anew once it has ended.
     """
 
@@ -133,6 +134,7 @@ class Desired:
         self._state_file = path.with_name(path.name + ".state")
         self.state = State(Phase.GOOD)
         self.running = path
+        self.text = b""
         self.digest = ""
         self.again = False
 
@@ -163,7 +165,8 @@ class Desired:
 
     def _loaded(self) -> Config:
         config = load(self.running)
-        self.digest = digest_of(self.running.read_bytes())
+        self.text = self.running.read_bytes()
+        self.digest = digest_of(self.text)
         return config
 
     def _choose(self) -> None:
