@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EXAMPLE = ROOT / "gateway" / "example.toml"
 FIRMWARE = ROOT / "firmware_tools" / "node_firmware"
 LOOPBACK = "127.0.0.1"
+MAX_PAYLOAD = 1 << 20  # of the broker: its own 20 kB would refuse the larger batches
 READY_S = 20.0
 END_S = 10.0
 
@@ -126,7 +127,7 @@ class Broker:
             raise OctogateError(f"the demo's broker cannot be loaded: {error}", hint="run ./inv demo") from error
         self.port = port
         self.outage_s = 0.0
-        self._broker: Any = iotcore.Broker(port=port, listen=LOOPBACK)
+        self._broker: Any = iotcore.Broker(port=port, listen=LOOPBACK, max_payload_size=MAX_PAYLOAD)
         self._away_since: float | None = None
 
     @property
