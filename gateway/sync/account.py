@@ -75,7 +75,7 @@ def dial(client: paho.Client, account: Account) -> None:
 
     Raises:
         OSError: nobody there, or TLS refused (ssl.SSLError is one).
-        ValueError: a certificate or key file that is none.
+        UplinkError: a certificate or key file that is none.
     """
     if account.ca_file:
         client.tls_set_context(tls_context(account))
@@ -90,12 +90,20 @@ def dial(client: paho.Client, account: Account) -> None:
 
 
 def tls_context(account: Account) -> ssl.SSLContext:
-    """TLS 1.2 or newer; the broker's certificate and name are verified; our own certificate where there is one."""
+    """TLS 1.2 or newer; the broker's certificate and name are verified; our own certificate where there is one.
+
+    Raises:
+        UplinkError: one of the files is no certificate or key, or is gone.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_verify_locations(account.ca_file)
-    if account.cert_file:
-        context.load_cert_chain(account.cert_file, account.key_file)
+    try:
+        context.load_verify_locations(account.ca_file)
+        if account.cert_file:
+            context.load_cert_chain(account.cert_file, account.key_file)
+    except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+        files = ", ".join(filter(None, (account.ca_file, account.cert_file, account.key_file)))
+        raise UplinkError(f"cannot use {files}: {error}", hint="check uplink.ca_file and its fellows") from error
     return context
 
 

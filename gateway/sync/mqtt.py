@@ -164,11 +164,7 @@ class Connection:
         self._inflight.clear()
         accepted: asyncio.Future[Properties | None] = self._loop.create_future()
         account = self.account
-        try:
-            client = self._make(accepted)
-        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
-            files = ", ".join(filter(None, (account.ca_file, account.cert_file, account.key_file)))
-            raise UplinkError(f"cannot use {files}: {error}", hint="check uplink.ca_file and its fellows") from error
+        client = self._make(accepted)
         if self.state != "connecting":
             self._turn("connecting", self.detail)
         await self._dial(client)

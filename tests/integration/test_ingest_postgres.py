@@ -205,7 +205,8 @@ class Consumer:
 
     def totals(self) -> dict[str, int]:
         """What it said at its end in good order."""
-        return dict(json.loads(self.log.read_text().splitlines()[-1]))
+        said = [line for line in self.log.read_text().splitlines() if line.startswith("{")]
+        return dict(json.loads(said[-1]))
 
 
 async def next_seq(dsn: str) -> int:
