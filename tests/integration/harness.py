@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import signal
 import socket
 import sqlite3
@@ -24,13 +25,18 @@ ROOT = Path(__file__).parents[2]
 FIRMWARE = ROOT / "firmware_tools" / "node_firmware"
 MODELS = ROOT / "models"
 PATIENCE_S = 40.0
+_given: set[int] = set()
 
 
 def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """A port that nobody has: below those that the kernel gives to outgoing connections, and never the same twice."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as sock, contextlib.suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def broker(port: int) -> iotcore.Broker:
