@@ -21,20 +21,21 @@ SYSTEM_PROGRAMS = {
     "node": "nodejs",
     "npm": "npm",
     "postgres": "postgresql",
-    "rabbitmq-server": "rabbitmq-server",
     "strace": "strace",
 }
+LONG_PROGRAMS = {**SYSTEM_PROGRAMS, "rabbitmq-server": "rabbitmq-server"}
 CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist"]
 
 
 @task(
     help={
         "integration": "run tests/integration instead; missing system programs are installed or named",
+        "long": "run tests/long instead: a RabbitMQ cluster whose nodes are killed; not part of .ci/run",
         "select": "only tests that match, as in pytest -k",
         "args": "anything else for pytest, in one string",
     }
 )
-def test(c: Context, integration: bool = False, select: str = "", args: str = "") -> None:
+def test(c: Context, integration: bool = False, long: bool = False, select: str = "", args: str = "") -> None:
     """
     Run the tests: those in tests/unit, or with --integration those in tests/integration.
 
@@ -43,9 +44,9 @@ def test(c: Context, integration: bool = False, select: str = "", args: str = ""
     where this user may; elsewhere the command to run is printed, and the exit code is 1.
     With CI=true a skipped integration test counts as failed.
     """
-    if integration:
-        require_programs(SYSTEM_PROGRAMS)
-    folder = "tests/integration" if integration else "tests/unit"
+    if integration or long:
+        require_programs(LONG_PROGRAMS if long else SYSTEM_PROGRAMS)
+    folder = "tests/long" if long else "tests/integration" if integration else "tests/unit"
     options = ["-k", select] if select else []
     run_python("pytest", folder, *options, *shlex.split(args))
 

@@ -14,7 +14,7 @@ _offline = False
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(TESTS / "integration"):
+        if not item.path.is_relative_to(TESTS / "unit"):
             item.add_marker(pytest.mark.integration)
 
 
