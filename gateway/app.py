@@ -20,6 +20,7 @@ from gateway.acquire.node import NodeSource
 from gateway.acquire.replay import PictureReplay
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
+from gateway.clockwatch import ClockWatch
 from gateway.config import Config, ModelTable, PipelineTable, SourceTable
 from gateway.config import NodeSource as NodeTable
 from gateway.contract import (
@@ -96,6 +97,7 @@ async def run(
             "command": remote.control,
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
+        stack.enter_context(app.watch.watching())
         app.notify("gateway", "gateway.started", "point", Severity.INFO, f"Octogate {gateway.__version__} started")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -117,6 +119,7 @@ class App:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.clock = Clock()
+        self.watch = ClockWatch(self.clock, partial(self.notify, "clock"), self._clock_turned)
         self._started = time.monotonic()
         self._sources: list[Source] = []
         self._engines: dict[str, Engine] = {}
@@ -154,6 +157,7 @@ class App:
                 self._writes.put,
                 self._writes.refuse,
                 remote.commands,
+                clock=self.clock,
             )
             for table in config.uplink
         ]
@@ -243,8 +247,13 @@ class App:
         return done
 
     def _committed(self, batches: Sequence[Batch]) -> None:
+        self.watch.look()
         for uplink in self._uplinks:
             uplink.committed(batches)
+
+    def _clock_turned(self) -> None:
+        for uplink in self._uplinks:
+            uplink.clock_turned()
 
     def frame(self, frame: Frame) -> None:
         """From a camera: handed to its pipelines; without one it is only shown."""

@@ -146,10 +146,7 @@ class Tables:
             ids[run.stream], next_seq[run.stream] = cursor.lastrowid or 0, 0
         seq = next_seq[run.stream]
         next_seq[run.stream] = seq + run.n
-        offset = clock.wall_offset_ns()
-        header = Header(
-            self.state.epoch, run.stream, seq, run.n, run.kind, run.spec, clock.boot, offset, clock.wall_error_ns
-        )
+        header = Header(self.state.epoch, run.stream, seq, run.n, run.kind, run.spec, clock.boot, *clock.wall())
         if run.samples:
             blob = self._codec.encode_samples(header, run.samples)
         else:

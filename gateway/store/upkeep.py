@@ -83,7 +83,9 @@ class Upkeep:
         self._pages += 2 * batches + size // 4096
 
     def due(self) -> bool:
-        return self._commits >= COMMITS or self._clock.mono_ns() - self._last_ns >= PERIOD_NS
+        if self._commits >= COMMITS or self._clock.mono_ns() - self._last_ns >= PERIOD_NS:
+            return True
+        return self.books.knows_better()
 
     def run(self, confirmed: Confirmed) -> None:
         """Books, watermarks, retention, packing.
@@ -319,9 +321,8 @@ class Upkeep:
                 first = gap.seq_first
         name = next(name for name, id_ in self._state.ids.items() if id_ == stream)
         header = Header(
-            self._state.epoch, name, first, end - first, BatchKind.GAP, "", self._clock.boot,
-            self._clock.wall_offset_ns(), self._clock.wall_error_ns,
-        )  # fmt: skip
+            self._state.epoch, name, first, end - first, BatchKind.GAP, "", self._clock.boot, *self._clock.wall()
+        )
         blob = self._codec.encode_gap(
             header, Gap(why, self._state.kinds[name], self._clock.boot, self._clock.mono_ns())
         )

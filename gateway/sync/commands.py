@@ -253,7 +253,7 @@ class Commands:
         if operation.once:
             late_ms = int(request.deadline) if request.deadline >= command.ABSOLUTE_FROM else 0
             try:
-                await asyncio.to_thread(self._journal.begin, request.id, waiting.digest, late_ms)
+                await asyncio.to_thread(self._journal.begin, request.id, waiting.digest, late_ms, self._wall_ms())
             except StoreError:
                 if operation.changes:
                     raise

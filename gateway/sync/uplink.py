@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from gateway import blocks
+from gateway.clock import Clock
 from gateway.config import Config, LiveTable, UplinkTable
 from gateway.contract import Batch, Event, Inference, Sample, SourceState, UplinkStatus, topic_ack, topic_up
 from gateway.errors import UplinkError
@@ -39,6 +40,8 @@ class Uplink:
         write: Write,
         refuse: Refuse,
         commands: Commands | None = None,
+        *,
+        clock: Clock,
     ) -> None:
         self.name = table.name
         self._gateway, self._prefix = config.gateway.id, table.prefix
@@ -56,7 +59,7 @@ class Uplink:
             if table.live.primary_host:  # it may send the edge node away, but not the backlog: docs/decisions.md
                 account = connection.account
                 self._live_connection = Connection(replace(account, client_id=f"{account.client_id}-live"))
-            self._live = live = Live(self._live_connection, live_setup(config, table, table.live), write, refuse)
+            self._live = live = Live(self._live_connection, live_setup(config, table, table.live), write, refuse, clock)
             self._live_connection.will = live.will
             self._live_connection.on_connecting = live.connecting
             if self._live_connection is not connection:
@@ -107,6 +110,14 @@ class Uplink:
     def event(self, event: Event) -> None:
         if self._live is not None:
             self._live.event(event)
+
+    def clock_turned(self) -> None:
+        """The time of day has become known, or was set."""
+        if self._live is not None:
+            self._live.clock_turned()
+        self._connection.poke()  # a certificate that was not valid yet may be so now
+        if self._live_connection is not self._connection:
+            self._live_connection.poke()
 
     def picture_kept(self) -> None:
         """The folder of pictures has one more."""

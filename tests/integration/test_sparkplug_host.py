@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.clock import Clock
 from gateway.config import load
 from gateway.contract import Channel, Sample, Schema, SourceState
 from gateway.sync.uplink import Uplink
@@ -235,7 +236,7 @@ def test_every_datatype_is_read_as_it_was_meant_in_births_and_in_data(tmp_path: 
         loaded = load(path)
         with broker(port):
             async with foreign_host(port, "plant", "line-1") as host, asyncio.TaskGroup() as tasks:
-                uplink = Uplink(loaded, loaded.uplink[0], Disk(), lambda *_: None, lambda *_: None)
+                uplink = Uplink(loaded, loaded.uplink[0], Disk(), lambda *_: None, lambda *_: None, clock=Clock())
                 uplink.sample(sample(lowest))
                 running = tasks.create_task(uplink.run(), name="uplink")
                 birth = await host.until("DBIRTH", "press")
