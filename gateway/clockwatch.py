@@ -93,7 +93,9 @@ class ClockWatch:
         step_s = round((now.told_ns - was.told_ns) / 1e9, 3) if stepped else 0.0
         source = "ntp" if now.kept else "host" if stepped else self._at_boot
         if now.known and not was.known:
-            what = f"the time of day is known: the clock was set by {step_s:+} s; earlier readings of this boot are dated"
+            what = (
+                f"the time of day is known: the clock was set by {step_s:+} s; earlier readings of this boot are dated"
+            )
             self._say("clock.unknown", "cleared", Severity.INFO, what, source, step_s)
         elif was.known and not now.known:
             what = f"the clock was set by {step_s:+} s, to before this software was made: the time of day is not known"

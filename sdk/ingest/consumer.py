@@ -131,12 +131,11 @@ class Ingest:
             self._wake.clear()
             if self._announce:
                 await self._stubbornly(self._announce_all)
-            if not self._pending:
-                continue
-            if len(self._pending) < MAX_BATCHES:
+            if self._pending and len(self._pending) < MAX_BATCHES:
                 await asyncio.sleep(COMMIT_S)
             while self._pending:
                 await self._stubbornly(self._commit)
+            await self._stubbornly(self._date)
 
     async def _stubbornly(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do it, however often the store says no."""
@@ -155,6 +154,11 @@ class Ingest:
                     self.trouble = ""
                     self._say("committing again, nothing was lost")
                 return
+
+    async def _date(self) -> None:
+        """A part of what is to be dated, then whatever has arrived meanwhile."""
+        if await self.table.dating.step():
+            self._wake.set()
 
     async def _announce_all(self) -> None:
         self._announce = False
@@ -187,6 +191,7 @@ class Ingest:
             try:
                 if await self.table.sink.beat(self._process):
                     self._say("another consumer has ended: every gateway sends what it may have had")
+                    self.table.dating.look_again()
                     self._publish(await self.table.renew(None, force=True))
                 if stuck := await self.table.sink.stuck(PATIENCE_S):
                     self._publish(await self.table.renew(stuck))

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from gateway.errors import StoreError
 from gateway.store.columns import Codec, read_header
 from sdk.ingest.batches import Ack, Arrived, Content, Counts, Cursor, Gap, Key, Plan, Span, Take, content, plan, spans
+from sdk.ingest.dating import Dates, Dating
 
 MAX_PARKED = 512  # batches of one stream that wait for a hole to be filled
 GIVE_UP_S = 300.0  # a hole that stayed so long, with
@@ -69,6 +70,7 @@ class Sink(Protocol):
     """The statements of one store. Every method may raise StoreError, after which it may be called again."""
 
     name: str
+    dates: Dates
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
         """All or nothing, on disk when it is left; one at a time."""
@@ -165,6 +167,7 @@ class Table:
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
+        self.dating = Dating(sink.dates)
         self.next: dict[Key, int] = {}  # at least so far each stream is; another consumer may be further
         self._ids: dict[Key, int] = {}
         self._epochs: dict[str, str] = {}
@@ -186,6 +189,7 @@ class Table:
         try:
             return await self._take(arrived, counts)
         except UnfitError:
+            self.dating.look_again()
             if len(arrived) == 1:  # its hole stays; who has the gateway's copy mended fills it
                 counts.refused += 1
                 return Taken()
@@ -193,6 +197,7 @@ class Table:
             one, other = await self.take(arrived[:middle], counts), await self.take(arrived[middle:], counts)
             return Taken(one.acks | other.acks, one.early | other.early, one.events or other.events)
         except StoreError:
+            self.dating.look_again()
             self.next, self._ids, self._epochs = {}, {}, {}  # it may have been restored meanwhile: ask it again
             raise
 
@@ -244,12 +249,14 @@ class Table:
                 fresh.dropped += sum(take.end - take.first for take in takes if isinstance(take.content, Gap))
                 moved, runs = _moved(cursors, takes)
                 await sink.advance(moved, runs)
+                await self.dating.note((offer.batch for offer in offers if offer.batch), takes)
                 if waiting:
                     await sink.unpark(moved)
                 await self._park(todo, waiting, fresh, taken)
                 taken.events = any(take.header.kind == "events" for take in takes)
             await sink.saw({g: e for g, e in epochs.items() if self._epochs.get(g) != e})
         self._epochs.update(epochs)
+        self.dating.committed()
 
     async def _know(self, opened: list[tuple[Arrived, Content]]) -> None:
         unknown = {

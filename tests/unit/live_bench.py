@@ -57,7 +57,15 @@ class Link:
 class Bench:
     """A node `line-1` of group `plant` with a press, whose state a pipeline judges, and a camera."""
 
-    def __init__(self, folder: Path, *, primary_host: str = "", flush: bool = False, interval_s: float = 0.001, clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        primary_host: str = "",
+        flush: bool = False,
+        interval_s: float = 0.001,
+        clock: Clock | None = None,
+    ) -> None:
         self.clock = clock or Clock()
         self.setup = Setup(
             group="plant",
