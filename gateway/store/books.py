@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.clock import UNDISCIPLINED_NS, Clock
+from gateway.clock import STEP_NS, UNDISCIPLINED_NS, Clock
 from gateway.contract import BatchKind, Sample
 from gateway.errors import StoreError
 from gateway.store import wear
@@ -195,8 +195,12 @@ class Books:
             )
 
     def knows_better(self) -> bool:
-        """Whether the clock has become known, or disciplined, since: then what was taken before can be dated."""
-        return _trust(*self._clock.wall()) > self._trust
+        """Whether the clock has become known or disciplined since the last `write`, or was set and is trusted no less."""
+        offset, error = self._clock.wall()
+        if offset is None or self._offset[0] is None:
+            return _trust(offset, error) > self._trust
+        was_set = abs(offset - self._offset[0]) > STEP_NS
+        return (was_set and error <= self._offset[1]) or _trust(offset, error) > self._trust
 
     def _write_offset(self, offset: int | None, error: int) -> None:
         """The best offset of this boot's clock: the smaller error wins, a later one among equals."""
