@@ -163,8 +163,8 @@ async def fetch(port: int, path: str) -> int:
     return await asyncio.to_thread(get)
 
 
-async def step(gateway: Stepped, db: Path, years: int, panel: int) -> None:
-    """Set the clock, and see that everything goes on as if nothing had been."""
+async def step(gateway: Stepped, db: Path, years: int, panel: int) -> int:
+    """Set the clock, and see that everything goes on as if nothing had been; how often sending went back so far."""
     before = await gateway.status()
     gateway.set_clock(years * YEAR_S)
     name = "clock.unknown" if years < 0 or before.events[0].stamp.wall_ns is None else "clock.stepped"
@@ -174,10 +174,11 @@ async def step(gateway: Stepped, db: Path, years: int, panel: int) -> None:
         lambda s: stored_of(s) > stored_of(before) + 300 and time.monotonic() > until_s, "it goes on storing"
     )
     await until(lambda: delivered_count(db, COUNTS) >= stored_of(after), "it goes on delivering")
-    assert (after.uplink.state, after.uplink.reconnects, after.uplink.rewinds) == ("up", 0, before.uplink.rewinds)
+    assert (after.uplink.state, after.uplink.reconnects) == ("up", 0)
     assert after.sources[0].state is SourceState.OK
     assert after.sources[0].gaps == before.sources[0].gaps
     assert await fetch(panel, "/healthz") == await fetch(panel, "/api/status") == 200
+    return after.uplink.rewinds
 
 
 @pytest.mark.timeout(180)
@@ -192,7 +193,9 @@ def test_steps_of_years_disturb_no_order_no_retention_and_no_watchdog(tmp_path: 
             ):
                 await gateway.until(lambda s: delivered_of(s) > 300, "it streams, and has heard of the consumer")
                 for years in YEARS:
-                    await step(gateway, db, years, panel)
+                    rewinds = await step(gateway, db, years, panel)
+                # the connection, the consumer's first word, and where the broker dropped something: not for the clock
+                assert rewinds <= 2 + ingest.counts.gaps
                 assert await gateway.end() == 0
                 await until(lambda: any(m.kind == "NDEATH" for m in heard), "the host is told of the end")
                 session = list(heard)
