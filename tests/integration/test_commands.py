@@ -23,34 +23,9 @@ from gateway.errors import ControlError, UplinkError
 from sdk.bundle import generate_key
 from sdk.client import Gateway, over_mqtt, over_socket
 from sdk.ingest import Ingest
-from sdk.testing import MicroPythonNode
-from tests.integration.harness import FIRMWARE, MODELS, ROOT, Daemon, broker, daemon, free_port, until
+from tests.integration.harness import MODELS, ROOT, Daemon, broker, config, daemon, free_port, node, until
 
-NODE = {"node": "press", "stream": "count", "sensor": "counter", "rate": 100, "frame": 10, "ring": 2000}
-
-
-def config(folder: Path, port: int, more: str = "") -> str:
-    return f"""
-[gateway]
-id = "test"
-data_dir = "data"
-[trust]
-keys = ["{MODELS / "keys" / "octogate-models.pub.pem"}"]
-[[source]]
-kind = "node"
-name = "press"
-port = "{folder / "tty"}"
-[uplink]
-host = "127.0.0.1"
-port = {port}
-backoff_max_s = 0.5
-commands = true
-{more}
-"""
-
-
-def node(folder: Path) -> MicroPythonNode:
-    return MicroPythonNode(FIRMWARE, folder / "node", folder / "tty", config=NODE)
+COMMANDS = "commands = true\n"
 
 
 async def well(gateway: Daemon) -> None:
@@ -70,9 +45,9 @@ def audited(db: Path) -> list[dict[str, Any]]:
 def test_a_good_config_stays_and_what_breaks_health_is_reverted_by_itself(tmp_path: Path) -> None:
     async def scenario() -> None:
         port, db = free_port(), tmp_path / "consumer.db"
-        text = config(tmp_path, port)
+        text = config(tmp_path, port, COMMANDS)
         with broker(port):
-            async with Ingest.open(db, port=port), node(tmp_path), daemon(tmp_path, text) as gateway:
+            async with Ingest.open(db, port=port), node(tmp_path, rate=100), daemon(tmp_path, text) as gateway:
                 await well(gateway)
                 async with over_mqtt("test", "127.0.0.1", port) as remote:
                     good = text + "[store]\ncommit_ms = 30\n"
@@ -117,9 +92,9 @@ def test_a_bundle_is_resumed_after_kills_and_then_runs(tmp_path: Path) -> None:
 
     async def scenario() -> None:
         port = free_port()
-        text = config(tmp_path, port)
+        text = config(tmp_path, port, COMMANDS)
         with broker(port):
-            async with node(tmp_path), daemon(tmp_path, text) as gateway:
+            async with node(tmp_path, rate=100), daemon(tmp_path, text) as gateway:
                 await well(gateway)
                 halfway = asyncio.Event()
                 size = bundle.stat().st_size
@@ -177,7 +152,11 @@ def test_replayed_late_and_garbage(tmp_path: Path) -> None:
     async def scenario() -> None:
         port, db = free_port(), tmp_path / "consumer.db"
         with broker(port):
-            async with Ingest.open(db, port=port), node(tmp_path), daemon(tmp_path, config(tmp_path, port)) as gateway:
+            async with (
+                Ingest.open(db, port=port),
+                node(tmp_path, rate=100),
+                daemon(tmp_path, config(tmp_path, port, COMMANDS)) as gateway,
+            ):
                 await well(gateway)
                 before = gateway.config.read_bytes()
                 raw = await asyncio.to_thread(Raw, port)
@@ -224,9 +203,9 @@ def test_signed_commands_snapshot_diagnostics_and_the_socket(tmp_path: Path) -> 
         (tmp_path / "pictures").mkdir()
         (tmp_path / "pictures" / "1.jpg").write_bytes(b"\xff\xd8 a picture")
         camera = f'[[source]]\nkind = "pictures"\nname = "cam"\nfolder = "{tmp_path / "pictures"}"\n'
-        text = config(tmp_path, port, 'command_keys = ["host.pub"]\n' + camera)
+        text = config(tmp_path, port, COMMANDS + 'command_keys = ["host.pub"]\n' + camera)
         with broker(port):
-            async with node(tmp_path), daemon(tmp_path, text) as gateway:
+            async with node(tmp_path, rate=100), daemon(tmp_path, text) as gateway:
                 await well(gateway)
                 async with over_mqtt("test", "127.0.0.1", port) as stranger:
                     with pytest.raises(ControlError, match="not signed"):

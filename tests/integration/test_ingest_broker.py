@@ -13,7 +13,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from gateway.contract import topic_up
 from sdk.ingest import Account, Ingest
 from tests.integration.harness import delivered_count, until
-from tests.integration.test_mosquitto import SECRET, Mosquitto, mosquitto
+from tests.integration.mosquitto import SECRET, Mosquitto, mosquitto
 from tests.unit.ingest_samples import STREAM, readings
 
 
