@@ -44,7 +44,9 @@ class Uplink:
         self._gateway, self._prefix = config.gateway.id, table.prefix
         self._connection = connection = Connection(_account(config, table))
         rate = table.backlog_kib_s * 1024
-        self._backlog = Backlog(store, self._send, lambda: connection.room, TokenBucket(rate, rate * BURST_S))
+        self._backlog = Backlog(
+            store, self._send, lambda: connection.room, TokenBucket(rate, rate * BURST_S), self._largest
+        )
         self._pictures: Pictures | None = None
         if table.pictures == "events":
             shelf = Shelf(config.data_dir / "pictures", config.data_dir / f"pictures-{table.name}.sent")
@@ -184,6 +186,10 @@ class Uplink:
             topic_up(self._gateway, batch.stream, self._prefix), batch.blob, qos=1, heard=True
         )
 
+    def _largest(self, stream: str) -> int:
+        """Bytes that a batch may have here; 0 without limit."""
+        return self._connection.limit.room(topic_up(self._gateway, stream, self._prefix))
+
     def _send_block(self, block: blocks.Block) -> bool:
         topic = blocks.topic_block(self._gateway, block.name, block.number, self._prefix)
         return self._connection.publish(topic, block.to_payload(), qos=1)
@@ -234,6 +240,7 @@ def _account(config: Config, table: UplinkTable) -> Account:
         keepalive_s=table.keepalive_s,
         window=table.window,
         backoff_max_s=table.backoff_max_s,
+        max_packet=table.max_packet_kib << 10,
         username=table.username,
         password=password if table.password_file else None,
         ca_file=absolute(table.ca_file),

@@ -101,7 +101,9 @@ def small_disk(folder: Path, mib: int) -> Iterator[Path]:
 
 
 class Daemon:
-    """`octogate run` as a process, started and killed as often as wanted."""
+    """`octogate run` as a process, started and killed as often as wanted; `module` is what is run."""
+
+    module = "gateway"
 
     def __init__(self, folder: Path, config: str) -> None:
         self.folder = folder
@@ -117,7 +119,7 @@ class Daemon:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", "run", "--config", str(self.config), stderr=log, cwd=ROOT
+                sys.executable, "-m", self.module, "run", "--config", str(self.config), stderr=log, cwd=ROOT
             )
 
     async def kill(self) -> None:
@@ -151,9 +153,10 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(folder: Path, config: str) -> AsyncIterator[Daemon]:
+async def daemon(folder: Path, config: str, module: str = "gateway") -> AsyncIterator[Daemon]:
     """A started daemon, killed at the end if it still runs."""
     made = Daemon(folder, config)
+    made.module = module
     await made.start()
     try:
         yield made
