@@ -72,7 +72,7 @@ class Uplink:
         self._port: Port | None = None
         if commands is not None and table.commands:
             keys = [config.path(key) for key in table.command_keys]
-            self._port = Port(commands, self._gateway, connection, keys=keys)
+            self._port = Port(commands, self._gateway, connection, root=table.prefix, keys=keys)
         self._grace: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:

@@ -51,7 +51,7 @@ def certificate(
 class Mosquitto:
     """A mosquitto with a TLS listener (password) for the gateway and a plain one on loopback for the consumer."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, users: tuple[str, ...] = ("press",), acl: str = "") -> None:
         self.tls, self.plain = free_port(), free_port()
         self.folder = folder
         ca_key, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
@@ -65,7 +65,10 @@ class Mosquitto:
         )
         other = ec.generate_private_key(ec.SECP256R1())
         (folder / "other-ca.pem").write_bytes(certificate("somebody else", other, None))
-        subprocess.run(["mosquitto_passwd", "-c", "-b", str(folder / "passwords"), "press", SECRET], check=True)
+        (folder / "passwords").touch(0o600)
+        for user in users:
+            subprocess.run(["mosquitto_passwd", "-b", str(folder / "passwords"), user, SECRET], check=True)
+        (folder / "acl").write_text(acl)
         (folder / "password").write_text(SECRET + "\n")
         for path in folder.iterdir():
             path.chmod(0o644)  # mosquitto started by root drops to its own user
@@ -73,7 +76,9 @@ class Mosquitto:
         (folder / "mosquitto.conf").write_text(
             f"per_listener_settings true\nlistener {self.plain} 127.0.0.1\nallow_anonymous true\n"
             f"listener {self.tls} 127.0.0.1\ncafile {folder}/ca.pem\ncertfile {folder}/server.pem\n"
-            f"keyfile {folder}/server.key\nallow_anonymous false\npassword_file {folder}/passwords\nuser root\n"
+            f"keyfile {folder}/server.key\nallow_anonymous false\npassword_file {folder}/passwords\n"
+            + (f"acl_file {folder}/acl\n" if acl else "")
+            + "user root\n"
         )
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -88,16 +93,16 @@ class Mosquitto:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
-    def uplink(self, more: str = "", *, ca: str = "ca.pem", password: str = "password") -> str:
+    def uplink(self, more: str = "", *, user: str = "press", ca: str = "ca.pem", password: str = "password") -> str:
         """The uplink table of a gateway that comes by TLS."""
         files = f'password_file = "{self.folder / password}"\nca_file = "{self.folder / ca}"'
-        return uplink(self.tls, f'username = "press"\n{files}\n{more}')
+        return uplink(self.tls, f'username = "{user}"\n{files}\n{more}')
 
 
 @contextmanager
-def mosquitto(folder: Path) -> Iterator[Mosquitto]:
+def mosquitto(folder: Path, users: tuple[str, ...] = ("press",), acl: str = "") -> Iterator[Mosquitto]:
     folder.mkdir()
-    made = Mosquitto(folder)
+    made = Mosquitto(folder, users, acl)
     made.start()
     try:
         yield made
