@@ -48,8 +48,9 @@ class Uplink:
             store, self._send, lambda: connection.room, TokenBucket(rate, rate * BURST_S), self._largest
         )
         self._pictures: Pictures | None = None
-        if table.pictures == "events":
-            shelf = Shelf(config.data_dir / "pictures", config.data_dir / f"pictures-{table.name}.sent")
+        if table.pictures != "none":
+            folder = "pictures" if table.pictures == "events" else "thumbnails"
+            shelf = Shelf(config.data_dir / folder, config.data_dir / f"{folder}-{table.name}.sent")
             self._pictures = Pictures(shelf, self._send_block, self._room_for_pictures)
             self._backlog.on_idle = self._pictures.push
         self._live: Live | None = None
@@ -111,7 +112,7 @@ class Uplink:
             self._live.event(event)
 
     def picture_kept(self) -> None:
-        """The folder of pictures has one more."""
+        """The folder of pictures, or that of thumbnails, has one more."""
         if self._pictures is not None:
             self._pictures.kept()
 
