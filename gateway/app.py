@@ -44,6 +44,7 @@ from gateway.errors import ConfigError, ControlError, StoreError
 from gateway.infer.bundle import read_manifest
 from gateway.infer.engine import Engine
 from gateway.infer.manifest import Window
+from gateway.infer.thumbnails import Thumbnails
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.remote import Remote
@@ -133,6 +134,7 @@ class App:
         self._events: deque[Event] = deque(maxlen=NEWEST_EVENTS)
         self._rules = Rules(config.rule, self._changed)
         self._pictures = Pictures(config.data_dir / "pictures", config.store.pictures_max_mib << 20)
+        self._thumbnails: Thumbnails | None = None
         self._keep: deque[tuple[Frame, Change]] = deque()
         self._keep_wake = asyncio.Event()
         self._frame_of_change: Frame | None = None
@@ -161,6 +163,10 @@ class App:
             )
             for table in config.uplink
         ]
+        if any(table.pictures == "thumbnails" for table in config.uplink):
+            folder = config.data_dir
+            notify = partial(self.notify, "pictures")
+            self._thumbnails = Thumbnails(folder / "pictures", folder / "thumbnails", self._picture_kept, notify)
         self.spool.on_commit = self._committed
         self.spool.listening = lambda: any(uplink.up for uplink in self._uplinks)
 
@@ -173,6 +179,8 @@ class App:
         for pipeline in self._pipelines:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
+        if self._thumbnails is not None:
+            tasks.create_task(self._thumbnails.run(), name="thumbnails")
         tasks.create_task(self._writes.run(), name="writes")
         for uplink in self._uplinks:
             tasks.create_task(uplink.run(), name=f"uplink {uplink.name}")
@@ -307,8 +315,13 @@ class App:
                     self._record(change, picture_lost=str(error))
                 else:
                     self._record(change, picture=name, sha256=digest)
-                    for uplink in self._uplinks:
-                        uplink.picture_kept()
+                    self._picture_kept()
+                    if self._thumbnails is not None:
+                        self._thumbnails.kept()
+
+    def _picture_kept(self) -> None:
+        for uplink in self._uplinks:
+            uplink.picture_kept()
 
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
         """An event about the gateway itself."""

@@ -82,8 +82,11 @@ class UplinkTable(Table, frozen=True):
     keepalive_s: Annotated[int, Meta(ge=5, le=600)] = 15
     backoff_max_s: Annotated[float, Meta(ge=0.1, le=600)] = 120.0
     window: Annotated[int, Meta(ge=1, le=50)] = 50  # unacknowledged publishes under way
+    max_packet_kib: Annotated[int, Meta(ge=0, le=262144)] = (
+        0  # what the broker takes; 0: as it says (MQTT 5), or learned
+    )
     backlog_kib_s: Annotated[float, Meta(ge=0)] = 0.0  # how fast what has waited goes out; 0 is without limit
-    pictures: Literal["none", "events"] = "none"  # which of the kept pictures are sent
+    pictures: Literal["none", "events", "thumbnails"] = "none"  # which of the kept pictures are sent
     live: LiveTable | None = None
     commands: bool = False  # take commands: whoever may publish below octo/v1/<id>/cmd may then set the config
     command_keys: tuple[str, ...] = ()  # Ed25519 public keys (PEM) of which one must have signed each command

@@ -61,7 +61,8 @@ class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why readings or rows of a stream are no more.
 
     Attributes:
-        why: `full` (the drop policy made room), `damaged` (the file was), `age` or `bytes` (a limit of its own).
+        why: `full` (the drop policy made room), `damaged` (the file was), `age` or `bytes` (a limit of its own),
+            `packet` (a single reading or row is larger than what the broker takes).
         kind: what they were.
         boot, mono_ns: when they were deleted; with the header's offset that is a time of day.
         was: of a spool that was rebuilt after damage the epoch before (hex), whose sequence numbers go on.

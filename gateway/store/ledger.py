@@ -28,7 +28,7 @@ class Dropped(msgspec.Struct, frozen=True):
     stream: str
     seq_first: int
     n: int
-    why: str  # full, damaged, age, bytes
+    why: str  # full, damaged, age, bytes; packet: too large for a broker, it may still be here
     first: str  # when (UTC); or how long after which boot, where the time was never known
     last: str
 

@@ -123,6 +123,12 @@ def older_than(db: sqlite3.Connection, stream: int, life_ns: int) -> int:
     return 0
 
 
+def is_noted(db: sqlite3.Connection, stream: int, seq_first: int, n: int, why: str) -> bool:
+    """Whether one line of the ledger says this of all of them already."""
+    query = "SELECT 1 FROM dropped WHERE stream = ? AND why = ? AND seq_first <= ? AND seq_first + n >= ?"
+    return db.execute(query, (stream, why, seq_first, seq_first + n)).fetchone() is not None
+
+
 def note_dropped(
     db: sqlite3.Connection, stream: int, seq_first: int, n: int, why: str, boot: int, mono_ns: int
 ) -> None:

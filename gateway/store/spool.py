@@ -24,7 +24,7 @@ from gateway.store.pace import PIECES, Pace
 from gateway.store.retention import Policy
 from gateway.store.state import lowest
 from gateway.store.tables import DamagedBatch, Tables
-from gateway.store.writer import Group, Mend, Writer
+from gateway.store.writer import Group, Mend, Unfit, Writer
 
 FLUSH_BYTES = 256 << 10  # a group of this size is not kept waiting
 _SOON_S = 0.002  # not worth another wake-up
@@ -239,6 +239,10 @@ class Spool:
         else:
             work.done.set_exception(error)
 
+    def noted(self, work: Unfit, new: bool) -> None:
+        if not work.done.done():
+            work.done.set_result(new)
+
     async def _close(self) -> None:
         """Store what is still open, then end the writer; a disk that refuses ends it too."""
         while (self._open_group is not None or self._writing) and self._state == "ok":
@@ -296,6 +300,27 @@ class Spool:
                 self._writer.put(work)
                 await work.done
 
+    async def fit(self, batch: Batch, largest: int, uplink: str) -> list[Batch]:
+        """A batch as smaller ones of at most `largest` bytes; a gap for what does not fit even alone, ledgered and told.
+
+        Sending goes on after the id of each: only the last has the batch's own.
+        """
+        parts = await asyncio.to_thread(self._tables.split, batch, largest)
+        for part in parts:
+            if not part.size:
+                continue
+            seq, n = part.batch.seq_first, part.batch.n
+            work = Unfit(batch.stream, seq, n, self._loop.create_future())
+            self._writer.put(work)
+            if await work.done:
+                what = f"{batch.stream} {seq}" if n == 1 else f"{batch.stream} {seq} to {seq + n - 1}"
+                message = (
+                    f"uplink '{uplink}' cannot send {what}: {part.size} bytes, the broker takes {largest}; a gap is "
+                    "sent in its place, see octogate ledger; raise the broker's limit or uplink.max_packet_kib"
+                )
+                self._notify("uplink.too_large", "point", Severity.ALARM, message)
+        return [part.batch for part in parts]
+
     async def rewind_point(self, watermark: Mapping[str, int]) -> int:
         """The batch id to send after, so that nothing from this watermark on is missing."""
         if self._open_group is not None:
@@ -341,6 +366,10 @@ class UplinkStore:
     @property
     def head(self) -> int:
         return self._spool.head
+
+    async def fit(self, batch: Batch, largest: int) -> list[Batch]:
+        """See `Spool.fit`."""
+        return await self._spool.fit(batch, largest, self.name)
 
     def confirm(self, watermark: Mapping[str, int]) -> None:
         """This uplink's consumer has committed everything before these sequence numbers."""

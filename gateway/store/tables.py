@@ -20,6 +20,7 @@ from gateway.store import recovery
 from gateway.store.columns import Codec, Header
 from gateway.store.retention import Policy
 from gateway.store.schema import PAGE, connect, explained, is_damage, migrate, transaction
+from gateway.store.split import Part, split
 from gateway.store.state import State, Watermark, load, source_of
 from gateway.store.upkeep import Confirmed, Upkeep
 
@@ -198,6 +199,11 @@ class Tables:
                 if not batches:
                     self._explain(batch_id, error)
         return batches
+
+    def split(self, batch: Batch, largest: int) -> list[Part]:
+        """A batch as parts of at most `largest` bytes."""
+        with self._reader_turn:
+            return split(self._checker, batch, largest, self._clock)
 
     def _wrong(self, batch: Batch) -> str:
         try:

@@ -178,6 +178,17 @@ class Upkeep:
         self._finish()
         return int(row[2])
 
+    def unfit(self, name: str, seq: int, n: int) -> bool:
+        """Too large for an uplink's broker: noted, once, and kept; whether that was new. May raise sqlite3.Error."""
+        stream = self._state.ids[name]
+        if retention.is_noted(self._db, stream, seq, n, "packet"):
+            return False
+        with self._transaction():
+            retention.note_dropped(self._db, stream, seq, n, "packet", self.books.boot, self.books.mono_ns())
+            self.books.write(self._state)
+        self._finish()
+        return True
+
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
         self._less, self._moving = {}, None

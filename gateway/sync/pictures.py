@@ -21,7 +21,7 @@ from gateway.blocks import BLOCK, MAX_PICTURE, NAME, Block, PictureAck, count
 
 log = logging.getLogger("octogate")
 
-AHEAD = 4  # blocks beyond what the receiver has said
+AHEAD = 16  # blocks beyond what the receiver has said
 ANSWER_S = 10.0  # so long it has to say something; doubled each time it does not
 ANSWER_MAX_S = 300.0
 REFUSALS = 3  # whole files whose digest was wrong at the receiver: then the next picture's turn

@@ -13,7 +13,7 @@ from gateway.contract import BatchKind, Severity
 from gateway.store.ledger import read_ledger
 from gateway.store.retention import Policy, Priority, Rule
 from gateway.store.spool import Spool
-from tests.integration.test_faults import small_disk
+from tests.integration.harness import small_disk
 
 LOW, HIGH = "low", "high"
 POLICY = Policy((Rule(LOW, Priority.LOW), Rule(HIGH, Priority.HIGH)), drop=True)

@@ -25,10 +25,9 @@ from sdk.ingest.batches import Counts
 from sdk.ingest.ledger import whole
 from sdk.ingest.postgres import PostgresSink
 from sdk.ingest.store import Table
-from tests.integration.harness import ROOT, daemon, stored, until
+from tests.integration.harness import COUNTS, ROOT, config, daemon, node, stored, until
+from tests.integration.mosquitto import mosquitto
 from tests.integration.postgres import Postgres, postgres
-from tests.integration.test_daemon import COUNTS, config, node
-from tests.integration.test_mosquitto import mosquitto
 from tests.unit.ingest_samples import STREAM, any_history, events, gap, readings, rows
 
 

@@ -10,10 +10,9 @@ import pytest
 
 from sdk.ingest import Account, Ingest
 from sdk.ingest.ledger import whole
-from tests.integration.harness import daemon, stored, until
+from tests.integration.harness import COUNTS, config, daemon, node, stored, until
 from tests.integration.postgres import Postgres, postgres
 from tests.integration.rabbitmq import Cluster, balancer, rabbitmq
-from tests.integration.test_daemon import COUNTS, config, node
 from tests.integration.test_ingest_postgres import fetch, next_seq, until_taken
 
 

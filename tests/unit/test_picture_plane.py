@@ -236,7 +236,7 @@ def test_lost_blocks_are_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_sending_runs_only_a_little_ahead_and_yields(tmp_path: Path) -> None:
     async def scenario() -> None:
-        keep(tmp_path, NAME, 9 * BLOCK)
+        keep(tmp_path, NAME, (2 * pictures.AHEAD) * BLOCK)
         async with line(tmp_path) as it:
             it.lossy = set(range(100))
             it.free = False
