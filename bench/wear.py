@@ -5,8 +5,8 @@
 
 Bytes are what the daemon's process caused to be written (/proc/PID/io), which is what its budget (`store.wear_gb_day`)
 counts; commits are each one fdatasync of the log. Beside it, bytes and flushes of the whole block device below --folder:
-with file system and journal, and with everything else that writes to it, so give it a device of its own. A run begins
-when the budget that was saved up is used.
+with file system and journal, and with everything else that writes to it, so give it a device of its own (broker,
+consumer and node write to the temporary folder). A run begins when the budget that was saved up is used.
 """
 
 from __future__ import annotations
@@ -80,14 +80,14 @@ async def moment(gateway: Daemon, folder: Path) -> _Moment:
     return _Moment(now, int(io["write_bytes"]), status.spool.commits, readings, device(folder))
 
 
-async def run(folder: Path, rate: int, frame: int, seconds: float, up: bool, store: str) -> Outcome:
-    port, db = free_port(), folder / "consumer.db"
-    broker = Process(folder / "broker.log", *broker_command("mosquitto", port, folder))
+async def run(folder: Path, beside: Path, rate: int, frame: int, seconds: float, up: bool, store: str) -> Outcome:
+    port, db = free_port(), beside / "consumer.db"
+    broker = Process(beside / "broker.log", *broker_command("mosquitto", port, beside))
     consumer = Process(
-        folder / "consumer.log", sys.executable, "-m", "sdk.ingest", "--port", str(port), "--db", str(db)
+        beside / "consumer.log", sys.executable, "-m", "sdk.ingest", "--port", str(port), "--db", str(db)
     )
     node = Process(
-        folder / "node.log",
+        beside / "node.log",
         *(sys.executable, "-m", "bench.producer", str(folder / "tty"), "--frame", str(frame)),
         *("--count", str(int(rate * (seconds + SETTLE_S + 60))), "--rate", str(rate), "--fields", "Id"),
     )
@@ -138,8 +138,11 @@ def main() -> int:
     for up in (True, False):
         if args.only not in (None, "up" if up else "none"):
             continue
-        with tempfile.TemporaryDirectory(prefix="octowear", dir=args.folder) as name:
-            outcome = asyncio.run(run(Path(name), args.rate, args.frame, args.seconds, up, args.store))
+        with (
+            tempfile.TemporaryDirectory(prefix="octowear", dir=args.folder) as name,
+            tempfile.TemporaryDirectory(prefix="octowear") as beside,
+        ):
+            outcome = asyncio.run(run(Path(name), Path(beside), args.rate, args.frame, args.seconds, up, args.store))
         worst = max(worst, outcome.gb_day)
         if args.json:
             print(json.dumps(asdict(outcome)), flush=True)

@@ -54,6 +54,7 @@ class Pace:
     def took(self, seconds: float, now: float) -> None:
         """A commit took so long, and is over at `now` (loop time)."""
         self._took_s += _SMOOTH * (seconds - self._took_s)
+        self._last = now  # the pause begins here: the window that was waited is none
         if self._bytes_s:
             written = self._written()
             paid_at = max(self._paid_at, now - SAVED_S) + (written - self._known) / self._bytes_s

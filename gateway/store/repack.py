@@ -16,7 +16,7 @@ from gateway.store.columns import Codec, joined, read_header
 
 WORTH = 2048  # readings; fewer are left until there are more
 LARGEST = 8192
-LARGEST_BYTES = 128 << 10  # the parts together; some brokers take no larger message
+LARGEST_BYTES = 120 << 10  # of the parts' bodies together; some brokers take no message above 128 KiB
 AT_ONCE = 4096  # batches looked at per stream
 
 
@@ -77,17 +77,17 @@ def _runs(rows: list[Row]) -> Iterator[list[Row]]:
     before, n, size = ("", ""), 0, 0
     for row in rows:
         try:
-            header, _ = read_header(row.blob)
-            alike = (header.boot, header.spec)
+            header, at = read_header(row.blob)
+            alike, body = (header.boot, header.spec), len(row.blob) - at
         except StoreError:
-            alike = ("", f"damaged {row.id}")
+            alike, body = ("", f"damaged {row.id}"), 0
         follows = bool(run) and row.seq_first == run[-1].seq_first + run[-1].n
-        fits = n + row.n <= LARGEST and size + len(row.blob) <= LARGEST_BYTES
+        fits = n + row.n <= LARGEST and size + body <= LARGEST_BYTES
         if run and not (follows and alike == before and fits):
             yield run
             run, n, size = [], 0, 0
         run.append(row)
-        before, n, size = alike, n + row.n, size + len(row.blob)
+        before, n, size = alike, n + row.n, size + body
     if run:
         yield run
 

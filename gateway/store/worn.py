@@ -107,7 +107,7 @@ def worn_text(worn: Worn) -> str:
         for day in days
     ]
     lines = _table(("day", "hours", "MB written", "of it log", "commits", "MB/day"), rows)
-    rows = [
+    brought = [
         (
             str(day.day),
             stream.stream,
@@ -118,7 +118,7 @@ def worn_text(worn: Worn) -> str:
         for day in days
         for stream in day.streams
     ]
-    lines += ["", *_table(("day", "stream", "MB stored", "readings or rows", "bytes each"), rows)]
+    lines += ["", *_table(("day", "stream", "MB stored", "readings or rows", "bytes each"), brought)]
     stored = sum(stream.bytes for day in days for stream in day.streams)
     if stored:
         factor = sum(day.written for day in days) / stored

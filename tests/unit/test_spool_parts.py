@@ -109,6 +109,16 @@ def test_what_comes_after_a_pause_is_no_steady_flow() -> None:
     assert [window.begins(now) for now in (8.2, 9.3, 9.4)] == [True, False, False]
 
 
+def test_a_flow_that_waits_its_whole_window_stays_one() -> None:
+    window, now, steady = Pace(0.02, 1.0), 0.0, []
+    for _ in range(30):
+        now += 0.05  # to the next reading
+        steady.append(window.begins(now))
+        now = window.due(now, eager=not steady[-1], listening=False)
+        window.took(0.01, now)
+    assert steady == [False] * 8 + [True] * 22
+
+
 def test_commits_are_rare_while_nobody_listens_and_events_do_not_wait(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with Spool.open(
