@@ -54,7 +54,6 @@ class Pace:
     def took(self, seconds: float, now: float) -> None:
         """A commit took so long, and is over at `now` (loop time)."""
         self._took_s += _SMOOTH * (seconds - self._took_s)
-        self._last = now  # the pause begins here: the window that was waited is none
         if self._bytes_s:
             written = self._written()
             paid_at = max(self._paid_at, now - SAVED_S) + (written - self._known) / self._bytes_s
@@ -69,6 +68,10 @@ class Pace:
         since, self._last = now - self._last, now
         self._row = self._row + 1 if since <= self._durability_s else 0
         return self._row >= _STEADY
+
+    def ends(self, now: float) -> None:
+        """The group is on its way to the disk: a pause begins here, the window that it waited was none."""
+        self._last = now
 
     def due(self, since: float, *, eager: bool, listening: bool) -> float:
         """When (loop time) what has waited since then is to be committed.

@@ -188,6 +188,7 @@ class Spool:
         group, self._open_group = self._open_group, None
         if group is not None:
             self._writing = True
+            self._pace.ends(self._loop.time())
             self._writer.put(group)
 
     # --- what the writer says ------------------------------------------------------------------------------------
