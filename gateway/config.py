@@ -49,8 +49,9 @@ class StreamTable(Table, frozen=True):
 
 
 class StoreTable(Table, frozen=True):
-    commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # wait of a reading for its commit while an uplink is up
-    durability_ms: Annotated[int, Meta(ge=0, le=2000)] = 1000  # longest wait: while none is up, or the disk is slow
+    commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # shortest wait of a reading for its commit: the latency
+    durability_ms: Annotated[int, Meta(ge=0, le=2000)] = 1000  # longest wait: no uplink is up, or to spare the disk
+    wear_gb_day: Annotated[float, Meta(ge=0)] = 3.0  # written a day, past which a steady flow waits; 0: no limit
     max_mib: Positive = 512  # of the spool file; past half of it what every uplink has is forgotten, oldest first
     when_full: Literal["wait", "drop"] = "wait"  # of what is not delivered: acquisition waits, or low priority goes
     ballast_mib: Annotated[int, Meta(ge=0, le=64)] = 8  # given up when the disk is full, so that deleting works

@@ -22,7 +22,7 @@ from gateway.contract import Batch, BatchKind, Mark, Sample, Severity, SpoolStat
 from gateway.errors import StoreError
 from gateway.store.pace import PIECES, Pace
 from gateway.store.retention import Policy
-from gateway.store.state import lowest
+from gateway.store.state import lowest, source_of
 from gateway.store.tables import DamagedBatch, Tables
 from gateway.store.writer import Group, Mend, Unfit, Writer
 
@@ -91,11 +91,12 @@ class Spool:
         policy: Policy | None = None,
         ballast_bytes: int = 0,
         card_tbw: float = 0.0,
+        wear_day: float = 0.0,
     ) -> AsyncIterator[Spool]:
         """Open or make the spool at `path`; on leaving, everything handed in so far is on disk.
 
         Args:
-            commit_s, durability_s: see `gateway.store.pace.Pace`.
+            commit_s, durability_s, wear_day: see `gateway.store.pace.Pace`.
             max_bytes: of the file.
             policy: limits, priorities, and which uplinks there are; one uplink named main when left out.
             ballast_bytes: kept beside the file for the day the disk is full; at most an eighth of `max_bytes`.
@@ -105,7 +106,7 @@ class Spool:
             StoreError: the file cannot be opened or belongs to a newer version.
         """
         settings = Settings(max_bytes, policy or Policy(), ballast_bytes, card_tbw)
-        spool = cls(path, clock, Pace(commit_s, durability_s), settings, notify)
+        spool = cls(path, clock, Pace(commit_s, durability_s, wear_day), settings, notify)
         spool._writer.start()
         try:
             if (recovered := spool._tables.recovered) is not None:
@@ -129,7 +130,11 @@ class Spool:
         for sample in samples:
             group.samples.setdefault(sample.stream, []).append(sample)
             group.bytes += len(sample.data) + 18 * len(sample.firsts)
-            group.pieces += len(sample.firsts)
+            source = source_of(sample.stream)
+            pieces = group.pieces[source] = group.pieces.get(source, 0) + len(sample.firsts)
+            if pieces >= PIECES and not group.urgent:
+                group.urgent = True
+                self._arm(group)
         if mark is not None:
             group.marks[mark.source] = mark
         return self._grown(group)
@@ -163,8 +168,8 @@ class Spool:
             self._timer.cancel()
             self._timer = None
         if not self._writing:
-            eager = group.urgent or not group.steady or self.listening()
-            now, due = self._loop.time(), group.since + self._pace.wait_s(eager=eager)
+            eager = group.urgent or not group.steady
+            now, due = self._loop.time(), self._pace.due(group.since, eager=eager, listening=self.listening())
             # what is as good as due goes in the next turn of the loop: sources read in this turn share the commit
             self._timer = self._loop.call_at(now if due - now < _SOON_S else due, self._flush)
 
@@ -173,9 +178,6 @@ class Spool:
             return group.done
         if group.bytes >= FLUSH_BYTES:
             self._flush()
-        elif group.pieces >= PIECES and not group.urgent and not self.listening():
-            group.urgent = True  # as soon as if somebody listened: nodes hold what is not acknowledged
-            self._arm(group)
         return group.done
 
     def _flush(self) -> None:
@@ -186,6 +188,7 @@ class Spool:
         group, self._open_group = self._open_group, None
         if group is not None:
             self._writing = True
+            self._pace.ends(self._loop.time())
             self._writer.put(group)
 
     # --- what the writer says ------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ class Spool:
         self._idle.set()
         self._commits += 1
         self._took_ms.append(took_ms)
-        self._pace.took(took_ms / 1e3)
+        self._pace.took(took_ms / 1e3, self._loop.time())
         if batches:
             self.head = batches[-1].id
         if not group.done.done():

@@ -97,7 +97,7 @@ class Upkeep:
             self._move_watermarks(confirmed)
             self._trim(confirmed, 1000 + 2 * self._batches, always=False)
             self._limits(confirmed)
-            self._repack(confirmed)
+            self._repack()
             self._prune_rollups()
             self.books.write(self._state)
         self._finish()
@@ -357,13 +357,12 @@ class Upkeep:
         self._db.executemany("INSERT OR REPLACE INTO watermark VALUES (?, ?, ?)", moved)
         self._moving = {uplink: dict(watermark) for uplink, watermark in confirmed.items()}
 
-    def _repack(self, confirmed: Confirmed) -> None:
+    def _repack(self) -> None:
         for name, stream in self._state.ids.items():
-            below = lowest(confirmed, self._policy.uplinks, name)
-            if self._state.kinds[name] is not BatchKind.SAMPLES or not below:
+            if self._state.kinds[name] is not BatchKind.SAMPLES:
                 continue
             (packed,) = self._db.execute("SELECT packed FROM stream WHERE id = ?", (stream,)).fetchone()
-            now, batches, size = repack(self._db, self._codec, name, stream, packed, below)
+            now, batches, size = repack(self._db, self._codec, name, stream, packed, self._state.next_seq[name])
             if now != packed:
                 self._db.execute("UPDATE stream SET packed = ? WHERE id = ?", (now, stream))
                 before = self._less.get(stream, (0, 0))

@@ -26,8 +26,8 @@ class Group:
     Attributes:
         since: loop time of the oldest thing in it.
         steady: it is part of a steady flow.
-        pieces: frames of nodes in it, about.
-        urgent: an event is in it.
+        pieces: source -> frames of a node in it, about.
+        urgent: an event is in it, or as much of a node as its ring can bear.
     """
 
     __slots__ = ("bytes", "done", "marks", "pieces", "rows", "samples", "since", "steady", "urgent")
@@ -39,7 +39,8 @@ class Group:
         self.samples: dict[str, list[Sample]] = {}
         self.rows: dict[tuple[str, BatchKind], list[bytes]] = {}
         self.marks: dict[str, Mark] = {}
-        self.bytes = self.pieces = 0
+        self.pieces: dict[str, int] = {}
+        self.bytes = 0
         self.urgent = False
 
 
