@@ -26,9 +26,19 @@ from gateway.contract import GatewayStatus, SourceState
 from gateway.store.ledger import read_ledger
 from gateway.store.query import Query
 from sdk.ingest import Ingest
-from tests.integration.harness import ROOT, Daemon, broker, delivered_count, free_port, stored, until
-from tests.integration.test_daemon import COUNTS, assert_whole, node
-from tests.integration.test_mosquitto import SECRET, mosquitto
+from tests.integration.harness import (
+    COUNTS,
+    ROOT,
+    Daemon,
+    assert_whole,
+    broker,
+    delivered_count,
+    free_port,
+    node,
+    stored,
+    until,
+)
+from tests.integration.mosquitto import SECRET, mosquitto
 from tests.unit.live_bench import assert_consecutive
 from tests.unit.sparkplug_host import Told, told
 
