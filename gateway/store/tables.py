@@ -17,6 +17,7 @@ from gateway.clock import Clock
 from gateway.contract import Batch, BatchKind, Mark, Sample
 from gateway.errors import StoreError
 from gateway.store import recovery
+from gateway.store.ballast import Ballast
 from gateway.store.columns import Codec, Header
 from gateway.store.retention import Policy
 from gateway.store.schema import PAGE, connect, explained, is_damage, migrate, transaction
@@ -86,18 +87,27 @@ class Tables:
         self._codec, self._checker = Codec(), Codec()
         self._noted: list[tuple[Batch, _Run]] = []
         max_pages = max(max_bytes // PAGE, 256)
-        with explained(path), contextlib.ExitStack() as opened:
+        ballast = min(ballast, max_bytes // 8)
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.recovered = recovery.open_or_rebuild(path, clock, max_pages)
+            try:
+                self._open(path, max_pages, policy or Policy(), ballast)
+            except sqlite3.Error:
+                # SQLite cannot even open a file on a full disk: it needs a page or two for its log
+                if not Ballast(path, ballast).drop():
+                    raise
+                self._open(path, max_pages, policy or Policy(), ballast)
+        self._reader_turn = threading.Lock()
+
+    def _open(self, path: Path, max_pages: int, policy: Policy, ballast: int) -> None:
+        with contextlib.ExitStack() as opened:
+            self.recovered = recovery.open_or_rebuild(path, self._clock, max_pages)
             self._writer = opened.enter_context(contextlib.closing(connect(path, max_pages)))
             migrate(self._writer, path)
             self.state: State = load(self._writer)
-            self.upkeep = Upkeep(
-                self._writer, path, self.state, clock, policy or Policy(), max_pages, min(ballast, max_bytes // 8)
-            )
+            self.upkeep = Upkeep(self._writer, path, self.state, self._clock, policy, max_pages, ballast)
             self._reader = opened.enter_context(contextlib.closing(connect(path, max_pages)))
             self._opened = opened.pop_all()
-        self._reader_turn = threading.Lock()
 
     # --- in the writer thread ---------------------------------------------------------------------------------
 

@@ -57,8 +57,9 @@ async def until(condition: Callable[[], bool], what: str, patience_s: float = PA
 class Daemon:
     """`octogate run` as a process, started and killed as often as wanted."""
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
+        self.env = env
         self.config = folder / "gateway.toml"
         self.config.write_text(config)
         self.log = folder / "log"
@@ -71,8 +72,9 @@ class Daemon:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", "run", "--config", str(self.config), stderr=log, cwd=ROOT
-            )
+                sys.executable, "-m", "gateway", "run", "--config", str(self.config),
+                stderr=log, cwd=ROOT, env=self.env,
+            )  # fmt: skip
 
     async def kill(self) -> None:
         """SIGKILL; its children end by themselves."""
@@ -105,9 +107,9 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(folder: Path, config: str) -> AsyncIterator[Daemon]:
+async def daemon(folder: Path, config: str, env: dict[str, str] | None = None) -> AsyncIterator[Daemon]:
     """A started daemon, killed at the end if it still runs."""
-    made = Daemon(folder, config)
+    made = Daemon(folder, config, env)
     await made.start()
     try:
         yield made

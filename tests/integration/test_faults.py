@@ -8,10 +8,7 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 import tty
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,6 +16,7 @@ import pytest
 from gateway.contract import GatewayStatus, SourceState
 from sdk.testing import MicroPythonNode
 from tests.integration.harness import FIRMWARE, MODELS, daemon, stored
+from tests.integration.machine import can_mount, small_disk
 
 WINDOW, HOP = 256, 64
 
@@ -198,18 +196,7 @@ def test_garbage_on_the_wire_is_counted_and_said(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """A file system of so many MiB (tmpfs; needs root)."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
+@pytest.mark.skipif(not can_mount(), reason="mounts a small file system: needs root")
 @pytest.mark.timeout(90)
 def test_a_full_disk_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> None:
     async def scenario(disk: Path) -> None:
