@@ -92,6 +92,7 @@ async def run(
         handlers: dict[str, control.Handler] = {
             "ping": lambda _: app.clock.mono_ns(),
             "status": lambda _: app.status(),
+            "watermarks": lambda _: app.spool.watermarks(),
             "picture": app.picture,
             "command": remote.control,
         }

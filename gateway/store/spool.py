@@ -22,7 +22,7 @@ from gateway.contract import Batch, BatchKind, Mark, Sample, Severity, SpoolStat
 from gateway.errors import StoreError
 from gateway.store.pace import PIECES, Pace
 from gateway.store.retention import Policy
-from gateway.store.state import lowest
+from gateway.store.state import Watermarks, lowest
 from gateway.store.tables import DamagedBatch, Tables
 from gateway.store.writer import Group, Mend, Writer
 
@@ -274,6 +274,15 @@ class Spool:
         """An uplink's watermark as far as it is known here."""
         return dict(self._confirmed.get(uplink, {}))
 
+    def watermarks(self) -> Watermarks:
+        """What every configured uplink's consumer has."""
+        return Watermarks(self.epoch.hex(), {name: dict(self._confirmed.get(name, {})) for name in self._uplinks})
+
+    def sending(self, stream: str, seq: int) -> None:
+        """Everything of a stream before `seq` may be on its way to a consumer: it is dropped last."""
+        maybe_sent = self._tables.upkeep.maybe_sent
+        maybe_sent[stream] = max(seq, maybe_sent.get(stream, 0))
+
     def delivered(self, stream: str) -> int:
         """What every configured uplink has of a stream."""
         return lowest(self._confirmed, self._uplinks, stream)
@@ -333,6 +342,7 @@ class UplinkStore:
         self.name = name
         self.read_after = spool.read_after
         self.rewind_point = spool.rewind_point
+        self.sending = spool.sending
 
     @property
     def epoch(self) -> bytes:

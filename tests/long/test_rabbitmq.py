@@ -53,6 +53,7 @@ def test_a_cluster_whose_nodes_are_killed_in_turn_loses_nothing(
                     await asyncio.to_thread(cluster.until_missed, number)
                     cluster.nodes[number].start()
                     await asyncio.to_thread(cluster.nodes[number].until_up)
+                    await asyncio.to_thread(cluster.until_agreed)
                 reconnects = (await gateway.status()).uplink.reconnects
                 await gateway.end()
                 on_disk = stored(gateway.spool)[COUNTS]
