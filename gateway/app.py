@@ -189,7 +189,7 @@ class App:
         if isinstance(table, NodeTable):
             port = table.port if "://" in table.port else str(self.config.path(table.port))
             table = msgspec.structs.replace(table, port=port)
-            return NodeSource(table, self.spool.mark(table.name), self.clock)
+            return NodeSource(table, self.spool.mark(table.name), self.clock, self.spool.newest(table.name))
         return PictureReplay(table, self.config.path(table.folder), self.clock)
 
     def _make_engine(self, table: ModelTable) -> Engine:

@@ -255,6 +255,10 @@ class Spool:
         """How far a source had been taken when the spool was opened."""
         return self._tables.state.marks.get(source)
 
+    def newest(self, source: str) -> dict[str, int]:
+        """Stream -> when its newest reading was taken, monotonic ns, for a source's streams that have one of this boot."""
+        return self._tables.newest(source)
+
     def next_seq(self) -> Mapping[str, int]:
         """Readings or rows on disk, by stream."""
         return self._tables.state.next_seq

@@ -18,12 +18,13 @@ from gateway.contract import Batch, BatchKind, Mark, Sample
 from gateway.errors import StoreError
 from gateway.store import recovery
 from gateway.store.ballast import Ballast
-from gateway.store.columns import Codec, Header
+from gateway.store.columns import Codec, Header, read_header
 from gateway.store.retention import Policy
 from gateway.store.schema import PAGE, connect, explained, is_damage, migrate, transaction
 from gateway.store.state import State, Watermark, load, source_of
 from gateway.store.upkeep import Confirmed, Upkeep
 
+_NEWEST = "SELECT blob FROM batch WHERE stream = ? AND gap = 0 ORDER BY seq_first DESC LIMIT 1"
 MAX_READINGS = 8192  # per batch: bounds what a consumer must hold at once
 
 Samples = Mapping[str, Sequence[Sample]]
@@ -108,6 +109,18 @@ class Tables:
             self.upkeep = Upkeep(self._writer, path, self.state, self._clock, policy, max_pages, ballast)
             self._reader = opened.enter_context(contextlib.closing(connect(path, max_pages)))
             self._opened = opened.pop_all()
+
+    def newest(self, source: str) -> dict[str, int]:
+        """See `Spool.newest`; a batch that cannot be read says nothing."""
+        found: dict[str, int] = {}
+        for name, id in self.state.ids.items():
+            if source_of(name) == source and self.state.kinds[name] is BatchKind.SAMPLES:
+                row = self._reader.execute(_NEWEST, (id,)).fetchone()
+                with contextlib.suppress(StoreError):
+                    if row is not None and read_header(row[0])[0].boot == self._clock.boot:
+                        sample = Codec().decode_samples(row[0])[1]
+                        found[name] = sample.firsts[-1] + (sample.counts[-1] - 1) * sample.steps[-1]
+        return found
 
     # --- in the writer thread ---------------------------------------------------------------------------------
 

@@ -151,3 +151,18 @@ def test_times_are_written_as_they_are_read() -> None:
         parse_time("2027-05-01T12:00:00.25")
         == round(datetime(2027, 5, 1, 12, tzinfo=UTC).timestamp()) * SECOND + 25 * 10**7
     )
+
+
+def test_the_newest_time_of_a_source_outlives_the_daemon_and_not_the_boot(tmp_path: Path) -> None:
+    times = Times()
+    bench = Bench(tmp_path / "spool.db", times=times)
+    assert bench.tables.newest("press") == {}
+    bench.readings(STREAM, 5)
+    bench.row("events", b"{}")
+    newest = times.mono - 5_000_000
+    bench.again()
+    assert bench.tables.newest("press") == {STREAM: newest}
+    assert bench.tables.newest("events") == {}
+    times.reboot("boot-2")
+    bench.again()
+    assert bench.tables.newest("press") == {}
