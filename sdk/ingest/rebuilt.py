@@ -22,18 +22,19 @@ class Streams(Protocol):
     async def lock(self, streams: Sequence[int]) -> dict[int, Cursor]: ...
 
 
-async def without_repeats(sink: Streams, takes: Sequence[Take]) -> list[Take]:
+async def without_repeats(sink: Streams, takes: Sequence[Take], moving: Mapping[int, int]) -> list[Take]:
     """These takes, with what is there already under an epoch before told apart from what is new.
 
     Args:
         sink: in a transaction; the streams of those epochs are locked, too.
+        moving: where this transaction moves streams; it may bring the last batches of the epoch before as well.
     """
     before = {key for take in takes for key in _before(take)}
     if not before:
         return list(takes)
     ids = {key: id for key, (id, _) in (await sink.streams()).items() if key in before}
     cursors = await sink.lock(sorted(ids.values()))
-    following = {key: cursors[id].next_seq for key, id in ids.items()}
+    following = {key: moving.get(id, cursors[id].next_seq) for key, id in ids.items()}
     return [part for take in takes for part in _split(take, following)]
 
 

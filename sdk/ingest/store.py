@@ -242,7 +242,7 @@ class Table:
                 todo = plan(expected, [*offers, *map(_Offer.parked, waiting)])
                 fresh.repeated += sum(1 for offer in todo.repeated if offer.batch is not None)
                 ready = [await self._ready(offer, skip) for offer, skip in todo.takes]
-                takes = await without_repeats(sink, ready)
+                takes = await without_repeats(sink, ready, todo.next)
                 fresh.rows += await sink.write(takes)
                 fresh.batches += len(ready)
                 fresh.dropped += sum(take.end - take.first for take in takes if _is_gap(take))
