@@ -28,7 +28,7 @@ COMMITS = 512  # between two upkeeps, or
 PERIOD_NS = 600 * 10**9  # so long after the last, whichever comes first
 WAL_PAGES = 1500  # about so many in the log (6 MB): checkpoint; fewer where the ballast is smaller than that
 MAX_GAP = 1 << 20  # readings a gap stands for, the bound of any batch
-SPARED, SPARED_SHARE = 500, 8  # of what waits for confirmation, batches and part of the file that are dropped last
+SPARED, SPARED_SHARE = 500, 4  # of what waits for confirmation, batches and part of the file that are dropped last
 ROLLUP_SHARE = 8  # statistics take at most this part of the file
 ROLLUP_ROW = 128  # bytes of one, about
 
