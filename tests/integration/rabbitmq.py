@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tests.integration.harness import free_port
 
-START_S = 90.0
+START_S = 300.0  # a bound, no expectation: on two busy cores a node takes a minute, on idle ones six seconds
 SIZE = 3
 
 

@@ -29,7 +29,7 @@ def server() -> Iterator[Postgres]:
         yield made
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_cluster_whose_nodes_are_killed_in_turn_loses_nothing(
     cluster: Cluster, server: Postgres, tmp_path: Path
 ) -> None:
