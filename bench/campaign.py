@@ -152,9 +152,8 @@ class Plant:
         await asyncio.sleep(self.moments.uniform(*LASTS_S))
 
     async def gateway_killed(self) -> None:
-        assert self.gateway.process is not None
         await self.gateway.kill()
-        self.clock.forget(self.gateway.process.pid)
+        self.clock.sweep()
         await self.gateway.start()
 
     async def gateway_ended(self) -> None:
@@ -249,6 +248,7 @@ async def plant(folder: Path, kind: str, protocol: str, moments: random.Random) 
     port, db = free_port(), folder / "consumer.db"
     clock = SteppedClock(folder / "gateway.clock")
     async with AsyncExitStack() as stack:
+        stack.callback(clock.sweep)
         broker = Process(folder / "broker.log", *broker_command(kind, port, folder))
         stack.push_async_callback(broker.kill)
         await broker.start()

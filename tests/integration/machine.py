@@ -96,7 +96,9 @@ class SteppedClock:
         new.write_text(f"{years * YEAR_S:+.0f}\n")
         new.replace(self._file)
 
-    def forget(self, pid: int) -> None:
-        """Remove what the library keeps for a program that was killed: its next namesake would not start."""
-        for name in (f"faketime_shm_{pid}", f"sem.faketime_sem_{pid}"):
-            Path("/dev/shm", name).unlink(missing_ok=True)
+    @staticmethod
+    def sweep() -> None:
+        """Remove what the library keeps of programs that were killed: the next one with such a pid would not start."""
+        for file in Path("/dev/shm").glob("*faketime_*_*"):
+            if not Path("/proc", file.name.rpartition("_")[2]).exists():
+                file.unlink(missing_ok=True)
