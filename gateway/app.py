@@ -94,6 +94,7 @@ async def run(
         handlers: dict[str, control.Handler] = {
             "ping": lambda _: app.clock.mono_ns(),
             "status": lambda _: app.status(),
+            "watermarks": lambda _: app.spool.watermarks(),
             "picture": app.picture,
             "command": remote.control,
         }
@@ -200,7 +201,7 @@ class App:
         if isinstance(table, NodeTable):
             port = table.port if "://" in table.port else str(self.config.path(table.port))
             table = msgspec.structs.replace(table, port=port)
-            return NodeSource(table, self.spool.mark(table.name), self.clock)
+            return NodeSource(table, self.spool.mark(table.name), self.clock, self.spool.newest(table.name))
         return PictureReplay(table, self.config.path(table.folder), self.clock)
 
     def _make_engine(self, table: ModelTable) -> Engine:

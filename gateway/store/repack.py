@@ -72,15 +72,20 @@ def repack(
 
 
 def _runs(rows: list[Row]) -> Iterator[list[Row]]:
-    """Rows that may become one: consecutive, of one boot and schema, together not too large."""
+    """Rows that may become one: consecutive (in a rebuilt spool also in what they were), of one boot and schema,
+    together not too large.
+    """
     run: list[Row] = []
-    before, n, size = ("", ""), 0, 0
+    before: tuple[object, ...] = ()
+    n = size = 0
     for row in rows:
         try:
             header, at = read_header(row.blob)
-            alike, body = (header.boot, header.spec), len(row.blob) - at
+            were = tuple((epoch, first - row.seq_first) for epoch, first in header.was)
+            alike: tuple[object, ...] = (header.boot, header.spec, were)
+            body = len(row.blob) - at
         except StoreError:
-            alike, body = ("", f"damaged {row.id}"), 0
+            alike, body = ("damaged", row.id), 0
         follows = bool(run) and row.seq_first == run[-1].seq_first + run[-1].n
         fits = n + row.n <= LARGEST and size + body <= LARGEST_BYTES
         if run and not (follows and alike == before and fits):
@@ -97,6 +102,6 @@ def _together(codec: Codec, name: str, run: list[Row]) -> bytes:
     first, last = decoded[0][0], decoded[-1][0]
     header = type(first)(
         first.epoch, name, first.seq_first, sum(row.n for row in run), first.kind, first.spec, first.boot,
-        last.wall_offset_ns, last.wall_error_ns,
+        last.wall_offset_ns, last.wall_error_ns, first.was,
     )  # fmt: skip
     return codec.encode_samples(header, [joined([sample for _, sample in decoded])])

@@ -25,6 +25,7 @@ from gateway.store.rollup import MINUTE_NS
 
 DELETE_AT_ONCE = 1000  # batches a transaction, so that none becomes long
 DROP_BYTES = 1 << 20  # what one drop frees, at most; of a small file a 64th
+MAX_GAP = 1 << 20  # readings a gap stands for, the bound of any batch
 LEDGER_STEP_NS = 600 * 10**9  # a drop that goes on for longer begins another line of the ledger
 
 
@@ -144,3 +145,14 @@ def note_dropped(
         "INSERT INTO dropped (stream, seq_first, n, why, boot, first_ns, last_ns) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (stream, seq_first, n, why, boot, mono_ns, mono_ns),
     )
+
+
+def neighbours(batches: list[Found]) -> list[list[Found]]:
+    """Split into runs without a hole, none longer than a gap may be."""
+    runs: list[list[Found]] = []
+    for batch in batches:
+        if runs and runs[-1][-1].end == batch.seq_first and batch.end - runs[-1][0].seq_first <= MAX_GAP:
+            runs[-1].append(batch)
+        else:
+            runs.append([batch])
+    return runs

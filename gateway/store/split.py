@@ -64,7 +64,8 @@ def _maker(codec: Codec, header: Header, blob: bytes) -> Make:
 
 
 def _header(whole: Header, at: int, n: int) -> Header:
-    return msgspec.structs.replace(whole, seq_first=whole.seq_first + at, n=n)
+    was = tuple((epoch, first + at) for epoch, first in whole.was)
+    return msgspec.structs.replace(whole, seq_first=whole.seq_first + at, n=n, was=was)
 
 
 def _cut(make: Make, at: int, n: int, largest: int) -> Iterator[tuple[int, int, bytes]]:

@@ -22,7 +22,7 @@ from gateway.contract import Batch, BatchKind, Mark, Sample, Severity, SpoolStat
 from gateway.errors import StoreError
 from gateway.store.pace import PIECES, Pace
 from gateway.store.retention import Policy
-from gateway.store.state import lowest, source_of
+from gateway.store.state import Watermarks, lowest, source_of
 from gateway.store.tables import DamagedBatch, Tables
 from gateway.store.writer import Group, Mend, Unfit, Writer
 
@@ -262,6 +262,10 @@ class Spool:
         """How far a source had been taken when the spool was opened."""
         return self._tables.state.marks.get(source)
 
+    def newest(self, source: str) -> dict[str, int]:
+        """Stream -> when its newest reading was taken, monotonic ns, for a source's streams that have one of this boot."""
+        return self._tables.newest(source)
+
     def next_seq(self) -> Mapping[str, int]:
         """Readings or rows on disk, by stream."""
         return self._tables.state.next_seq
@@ -280,6 +284,15 @@ class Spool:
     def confirmed(self, uplink: str = "main") -> Mapping[str, int]:
         """An uplink's watermark as far as it is known here."""
         return dict(self._confirmed.get(uplink, {}))
+
+    def watermarks(self) -> Watermarks:
+        """What every configured uplink's consumer has."""
+        return Watermarks(self.epoch.hex(), {name: dict(self._confirmed.get(name, {})) for name in self._uplinks})
+
+    def sending(self, stream: str, seq: int) -> None:
+        """Everything of a stream before `seq` may be on its way to a consumer: it is dropped last."""
+        maybe_sent = self._tables.upkeep.maybe_sent
+        maybe_sent[stream] = max(seq, maybe_sent.get(stream, 0))
 
     def delivered(self, stream: str) -> int:
         """What every configured uplink has of a stream."""
@@ -361,6 +374,7 @@ class UplinkStore:
         self.name = name
         self.read_after = spool.read_after
         self.rewind_point = spool.rewind_point
+        self.sending = spool.sending
 
     @property
     def epoch(self) -> bytes:

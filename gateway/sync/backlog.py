@@ -54,6 +54,7 @@ class Store(Protocol):
     async def rewind_point(self, watermark: Mapping[str, int]) -> int: ...
     def confirm(self, watermark: Mapping[str, int]) -> None: ...
     def confirmed(self) -> Mapping[str, int]: ...
+    def sending(self, stream: str, seq: int) -> None: ...
 
 
 class Backlog:
@@ -247,6 +248,7 @@ class Backlog:
         return not self._flowing or self._rewind_to is not None or self._unheard or self._asking
 
     def _pass_on(self, batch: Batch) -> bool:
+        self._store.sending(batch.stream, batch.seq_first + batch.n)
         if not self._send(batch):
             return False
         self._cursor = batch.id

@@ -174,6 +174,7 @@ class Connection:
         self._lost.clear()
         self._inflight.clear()
         accepted: asyncio.Future[Properties | None] = self._loop.create_future()
+        accepted.add_done_callback(lambda done: done.cancelled() or done.exception())  # not awaited if `_watch` raises
         account = self.account
         client = self._make(accepted)
         if self.state != "connecting":

@@ -80,11 +80,13 @@ class Gap:
         why: the gateway's own words, shortened.
         when_ns: when it was dropped, UTC nanoseconds; None when the gateway did not know.
         kind: what it was.
+        there: it is no gap: the rows are in the tables, under the epoch before the gateway's spool was rebuilt.
     """
 
     why: str
     when_ns: int | None
     kind: BatchKind = BatchKind.SAMPLES
+    there: bool = False
 
 
 Content = Sample | list[bytes] | Gap
@@ -220,7 +222,8 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of sequence numbers of one fate: `taken`, `dropped` by the gateway's policy, or `missing`."""
+    """A run of sequence numbers of one fate: `taken`, `dropped` by the gateway's policy, `missing`, or `there`
+    under an epoch before."""
 
     stream: int
     first: int

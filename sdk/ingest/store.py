@@ -19,6 +19,7 @@ from gateway.errors import StoreError
 from gateway.store.columns import Codec, read_header
 from sdk.ingest.batches import Ack, Arrived, Content, Counts, Cursor, Gap, Key, Plan, Span, Take, content, plan, spans
 from sdk.ingest.dating import Dates, Dating
+from sdk.ingest.rebuilt import without_repeats
 
 MAX_PARKED = 512  # batches of one stream that wait for a hole to be filled
 GIVE_UP_S = 300.0  # a hole that stayed so long, with
@@ -43,7 +44,8 @@ class StreamLedger:
     """What became of one stream, counted in readings or rows.
 
     Attributes:
-        next_seq: the watermark: everything before it is committed, dropped or missing.
+        next_seq: the watermark: everything before it is committed, dropped, missing or there.
+        there: committed under another epoch, before the gateway's spool was damaged and rebuilt.
         waiting: readings that came but wait for a hole to be filled.
         hole: first and end of that hole; None when nothing waits.
         rows: rows really in the tables; None unless they were counted.
@@ -55,6 +57,7 @@ class StreamLedger:
     kind: str
     next_seq: int
     committed: int
+    there: int
     dropped: int
     missing: int
     waiting: int
@@ -243,10 +246,11 @@ class Table:
                 expected = {id: cursor.next_seq for id, cursor in cursors.items()}
                 todo = plan(expected, [*offers, *map(_Offer.parked, waiting)])
                 fresh.repeated += sum(1 for offer in todo.repeated if offer.batch is not None)
-                takes = [await self._ready(offer, skip) for offer, skip in todo.takes]
+                ready = [await self._ready(offer, skip) for offer, skip in todo.takes]
+                takes = await without_repeats(sink, ready, todo.next)
                 fresh.rows += await sink.write(takes)
-                fresh.batches += len(takes)
-                fresh.dropped += sum(take.end - take.first for take in takes if isinstance(take.content, Gap))
+                fresh.batches += len(ready)
+                fresh.dropped += sum(take.end - take.first for take in takes if _is_gap(take))
                 moved, runs = _moved(cursors, takes)
                 await sink.advance(moved, runs)
                 await self.dating.note((offer.batch for offer in offers if offer.batch), takes)
@@ -339,13 +343,18 @@ class _Offer:
         return self.batch.header.n if self.batch else self.waits.n if self.waits else 0
 
 
+def _is_gap(take: Take) -> bool:
+    return isinstance(take.content, Gap) and not take.content.there
+
+
 def _moved(cursors: Mapping[int, Cursor], takes: Sequence[Take]) -> tuple[dict[int, Cursor], list[Span]]:
     """The streams' new places, and the runs of the ledger that grew or began."""
     runs: dict[int, list[Span]] = {}
     for take in takes:
         held = take.content
         if isinstance(held, Gap):
-            run = Span(take.stream, take.first, take.end, "dropped", take.header.boot, held.why, held.when_ns)
+            state = "there" if held.there else "dropped"
+            run = Span(take.stream, take.first, take.end, state, take.header.boot, held.why, held.when_ns)
         else:
             run = Span(take.stream, take.first, take.end, "taken", take.header.boot)
         runs.setdefault(take.stream, []).append(run)
@@ -377,7 +386,7 @@ def ledger_of(
     parked = {stream: (first, n) for stream, first, n in waiting}
     made = []
     for id, gateway, epoch, stream, kind, next_seq in streams:
-        sums = {"taken": 0, "dropped": 0, "missing": 0}
+        sums = {"taken": 0, "there": 0, "dropped": 0, "missing": 0}
         for run in own.get(id, ()):
             sums[run.state] += run.end - run.first
         first, n = parked.get(id, (next_seq, 0))
@@ -386,8 +395,8 @@ def ledger_of(
         counted = None if rows is None else rows.get(id, 0)
         made.append(
             StreamLedger(
-                *(gateway, epoch, stream, kind, next_seq, sums["taken"], sums["dropped"], missing, int(n), hole),
-                *(counted, tuple(own.get(id, ()))),
+                *(gateway, epoch, stream, kind, next_seq, sums["taken"], sums["there"], sums["dropped"], missing),
+                *(int(n), hole, counted, tuple(own.get(id, ()))),
             )
         )
     return made

@@ -10,10 +10,9 @@ import random
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,24 +88,14 @@ def uplink(port: int, more: str = "", table: str = "[uplink]") -> str:
     return f'{table}\nhost = "127.0.0.1"\nport = {port}\nbackoff_max_s = 0.5\n{more}\n'
 
 
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """A file system of so many MiB (tmpfs; needs root)."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 class Daemon:
     """`octogate run` as a process, started and killed as often as wanted; `module` is what is run."""
 
     module = "gateway"
 
-    def __init__(self, folder: Path, config: str) -> None:
+    def __init__(self, folder: Path, config: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
+        self.env = env
         self.config = folder / "gateway.toml"
         self.config.write_text(config)
         self.log = folder / "log"
@@ -119,7 +108,10 @@ class Daemon:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", self.module, "run", "--config", str(self.config), stderr=log, cwd=ROOT
+                *(sys.executable, "-m", self.module, "run", "--config", str(self.config)),
+                stderr=log,
+                cwd=ROOT,
+                env=self.env,
             )
 
     async def kill(self) -> None:
@@ -153,9 +145,11 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(folder: Path, config: str, module: str = "gateway") -> AsyncIterator[Daemon]:
+async def daemon(
+    folder: Path, config: str, module: str = "gateway", env: dict[str, str] | None = None
+) -> AsyncIterator[Daemon]:
     """A started daemon, killed at the end if it still runs."""
-    made = Daemon(folder, config)
+    made = Daemon(folder, config, env)
     made.module = module
     await made.start()
     try:

@@ -15,7 +15,8 @@ import pytest
 
 from gateway.contract import GatewayStatus, SourceState
 from sdk.testing import MicroPythonNode
-from tests.integration.harness import MODELS, config, daemon, node, small_disk, stored
+from tests.integration.harness import MODELS, config, daemon, node, stored
+from tests.integration.machine import can_mount, small_disk
 
 WINDOW, HOP = 256, 64
 
@@ -176,7 +177,7 @@ def test_garbage_on_the_wire_is_counted_and_said(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
+@pytest.mark.skipif(not can_mount(), reason="mounts a small file system: needs root")
 @pytest.mark.timeout(90)
 def test_a_full_disk_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> None:
     async def scenario(disk: Path) -> None:

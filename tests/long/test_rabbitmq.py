@@ -28,7 +28,7 @@ def server() -> Iterator[Postgres]:
         yield made
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_cluster_whose_nodes_are_killed_in_turn_loses_nothing(
     cluster: Cluster, server: Postgres, tmp_path: Path
 ) -> None:
@@ -52,6 +52,7 @@ def test_a_cluster_whose_nodes_are_killed_in_turn_loses_nothing(
                     await asyncio.to_thread(cluster.until_missed, number)
                     cluster.nodes[number].start()
                     await asyncio.to_thread(cluster.nodes[number].until_up)
+                    await asyncio.to_thread(cluster.until_agreed)
                 reconnects = (await gateway.status()).uplink.reconnects
                 await gateway.end()
                 on_disk = stored(gateway.spool)[COUNTS]

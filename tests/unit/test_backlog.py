@@ -23,6 +23,7 @@ class Disk:
         self.epoch = EPOCH
         self.batches: list[Batch] = []
         self.known: dict[str, int] = {}
+        self.sent_to: dict[str, int] = {}
 
     @property
     def head(self) -> int:
@@ -54,6 +55,9 @@ class Disk:
 
     def confirmed(self) -> Mapping[str, int]:
         return dict(self.known)
+
+    def sending(self, stream: str, seq: int) -> None:
+        self.sent_to[stream] = max(seq, self.sent_to.get(stream, 0))
 
 
 class Wire:

@@ -64,6 +64,25 @@ def test_the_lowest_priority_goes_first_oldest_first_and_events_last(tmp_path: P
     assert all(entry.n > 0 and entry.first for entry in ledger.dropped)
 
 
+def test_what_was_sent_and_is_not_confirmed_goes_last(tmp_path: Path) -> None:
+    """The consumer may have it: were it dropped here, the two ledgers would not agree."""
+    bench = Bench(tmp_path / "spool.db", policy=Policy(drop=True))
+    fill(bench, ["a"], 20)
+    bench.deliver("a", 5)
+    bench.tables.upkeep.maybe_sent["a"] = 12
+    fill(bench, ["a"], 400)
+    assert min(entry.seq_first for entry in bench.ledger().dropped) == 12
+    numbers = [batch.seq_first for batch in bench.batches("a")]
+    assert numbers[:8] == list(range(5, 13)), "and the gap comes behind it"
+    bench.again()
+    assert bench.tables.upkeep.maybe_sent == bench.tables.state.next_seq, "what the last run had sent nobody knows"
+    bench.max_bytes = 1 << 20
+    before = bench.ledger().streams[0].dropped["full"]
+    fill(bench, ["a"], 400)
+    ledger = bench.ledger()
+    assert ledger.whole and ledger.streams[0].dropped["full"] > before, "when there is nothing else, it goes"
+
+
 def test_a_gap_takes_the_place_of_what_was_dropped(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "spool.db", policy=Policy(drop=True))
     fill(bench, ["a", "b"], 600)

@@ -7,6 +7,7 @@ import random
 from array import array
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +37,16 @@ def sample(counts: list[int]) -> Sample:
     firsts = array("q", [1_000_000 * i for i in range(len(counts))])
     steps = array("q", [10 + i for i in range(len(counts))])
     return Sample("s", SCHEMA, firsts, steps, array("H", counts), random.Random(n).randbytes(n * SCHEMA.record_size))
+
+
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(200, 3000), st.integers(0, 1 << 40))
+def test_the_parts_of_a_saved_batch_know_what_they_were(counts: list[int], largest: int, before: int) -> None:
+    whole = sample(counts)
+    saved = msgspec.structs.replace(header(BatchKind.SAMPLES, whole.n, 70, SCHEMA.spec()), was=((b"o" * 16, before),))
+    parts = split(CODEC, Batch(9, "s", 70, whole.n, CODEC.encode_samples(saved, [whole])), largest, Clock())
+    for part in parts:
+        head, _ = read_header(part.batch.blob)
+        assert head.was == ((b"o" * 16, before + head.seq_first - 70),)
 
 
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(200, 3000), st.integers(0, 1 << 40))

@@ -169,3 +169,18 @@ def test_the_spool_writes_down_what_dates_earlier_readings_with_the_first_commit
     with Query(bench.path) as query:
         day = parse_time("2029-05-01")
         assert sum(point.n for point in query.series(STREAM, "count", day, day + DAY, 24)) == 5
+
+
+def test_the_newest_time_of_a_source_outlives_the_daemon_and_not_the_boot(tmp_path: Path) -> None:
+    times = Times()
+    bench = Bench(tmp_path / "spool.db", times=times)
+    assert bench.tables.newest("press") == {}
+    bench.readings(STREAM, 5)
+    bench.row("events", b"{}")
+    newest = times.mono - 5_000_000
+    bench.again()
+    assert bench.tables.newest("press") == {STREAM: newest}
+    assert bench.tables.newest("events") == {}
+    times.reboot("boot-2")
+    bench.again()
+    assert bench.tables.newest("press") == {}
