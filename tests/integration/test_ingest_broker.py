@@ -48,7 +48,7 @@ def test_a_named_session_over_tls_gets_what_came_while_it_was_away(tmp_path: Pat
             await asyncio.to_thread(publish, secure.plain, 10, 20)
             async with Ingest.open(db, account=account) as ingest:
                 await until(lambda: delivered_count(db, STREAM) == 30, "what the broker kept")
-                assert ingest.counts.batches == 2
+                await until(lambda: ingest.counts.batches == 2, "counted, a moment after the commit")
 
     asyncio.run(scenario())
 
