@@ -73,6 +73,15 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """A batch that waits in the database."""
+
+    stream: int
+    seq_first: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """A range that the gateway has no more: dropped by its policy, or damaged on its disk.
 

@@ -17,7 +17,22 @@ from typing import Any, Protocol
 
 from gateway.errors import StoreError
 from gateway.store.columns import Codec, read_header
-from sdk.ingest.batches import Ack, Arrived, Content, Counts, Cursor, Gap, Key, Plan, Span, Take, content, plan, spans
+from sdk.ingest.batches import (
+    Ack,
+    Arrived,
+    Content,
+    Counts,
+    Cursor,
+    Gap,
+    Key,
+    Parked,
+    Plan,
+    Span,
+    Take,
+    content,
+    plan,
+    spans,
+)  # fmt: skip
 from sdk.ingest.dating import Dates, Dating
 from sdk.ingest.rebuilt import without_repeats
 
@@ -28,15 +43,6 @@ GIVE_UP_SEEN = 5  # so many repeats of the batch behind it, is missing for good
 
 class UnfitError(StoreError):
     """The store cannot hold what a batch says, however often it is tried."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """A batch that waits in the database."""
-
-    stream: int
-    seq_first: int
-    n: int
 
 
 @dataclass(frozen=True, slots=True)
