@@ -249,6 +249,33 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
+class StreamLedger:
+    """What became of one stream, counted in readings or rows.
+
+    Attributes:
+        next_seq: the watermark: everything before it is committed, dropped, missing or there.
+        there: committed under another epoch, before the gateway's spool was damaged and rebuilt.
+        waiting: readings that came but wait for a hole to be filled.
+        hole: first and end of that hole; None when nothing waits.
+        rows: rows really in the tables; None unless they were counted.
+    """
+
+    gateway: str
+    epoch: str
+    stream: str
+    kind: str
+    next_seq: int
+    committed: int
+    there: int
+    dropped: int
+    missing: int
+    waiting: int
+    hole: tuple[int, int] | None
+    rows: int | None
+    runs: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cursor:
     """Where a stream stands: its next sequence number, and the run that it would continue."""
 

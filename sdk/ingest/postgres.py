@@ -14,14 +14,14 @@ from typing import Any
 
 from gateway.contract import BatchKind, Sample, Schema
 from gateway.errors import StoreError
-from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Parked, Span, Take
+from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Parked, Span, StreamLedger, Take
 from sdk.ingest.copying import SIGNATURE, TRAILER, TYPES, copy_rows
 from sdk.ingest.dating import Dates
 from sdk.ingest.documents import event_row, inference_row
 from sdk.ingest.names import column_names, distinct, identifier, literal
 from sdk.ingest.postgres_dating import PostgresDates
 from sdk.ingest.postgres_schema import MIGRATIONS
-from sdk.ingest.store import Row, StreamLedger, UnfitError, acks_of, ledger_of
+from sdk.ingest.store import Row, UnfitError, acks_of, ledger_of
 
 try:
     import asyncpg

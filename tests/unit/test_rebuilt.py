@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from gateway.contract import Batch
 from gateway.errors import StoreError
 from gateway.store.columns import MAX_WAS, read_header, with_header
-from sdk.ingest.batches import Arrived, Counts
+from sdk.ingest.batches import Arrived, Counts, StreamLedger
 from sdk.ingest.ledger import as_text, whole
 from sdk.ingest.sqlite import SqliteSink
-from sdk.ingest.store import StreamLedger, Table
+from sdk.ingest.store import Table
 from tests.unit.ingest_samples import readings
 from tests.unit.spools import Bench
 
