@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from sdk.ingest.store import StreamLedger
+from sdk.ingest.batches import StreamLedger
 
 
 def whole(streams: Sequence[StreamLedger]) -> bool:

@@ -21,13 +21,13 @@ from typing import Any, TypeVar
 from gateway.contract import Sample, Schema
 from gateway.errors import StoreError
 from gateway.store.columns import expand
-from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Parked, Span, Take
+from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Parked, Span, StreamLedger, Take
 from sdk.ingest.dating import Dates
 from sdk.ingest.documents import late_wall_ns
 from sdk.ingest.names import column_names, distinct, identifier, literal
 from sdk.ingest.sqlite_dating import SqliteDates
 from sdk.ingest.sqlite_schema import MIGRATIONS
-from sdk.ingest.store import Row, StreamLedger, UnfitError, acks_of, ledger_of
+from sdk.ingest.store import Row, UnfitError, acks_of, ledger_of
 
 BACKOFF_S, BACKOFF_MAX_S = 2.0, 60.0  # how long a gateway that was asked to go back is left alone
 FAR = (1 << 63) - 1

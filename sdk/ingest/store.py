@@ -28,11 +28,12 @@ from sdk.ingest.batches import (
     Parked,
     Plan,
     Span,
+    StreamLedger,
     Take,
     content,
     plan,
     spans,
-)  # fmt: skip
+)
 from sdk.ingest.dating import Dates, Dating
 from sdk.ingest.rebuilt import without_repeats
 
