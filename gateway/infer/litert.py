@@ -9,28 +9,30 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import ModelError
+from gateway.infer.backend import Source
+from gateway.infer.candidate import CPU, Candidate
 from gateway.infer.manifest import Variant
 from gateway.infer.steps import Array
-
-FORMAT = "tflite"
 
 _RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 _FAULTS = (RuntimeError, ValueError, TypeError)
 
 
-def load(model: bytes, variant: Variant, threads: int) -> LitertRunner:
+def load(source: Source, candidate: Candidate) -> LitertRunner:
     """An interpreter of the first runtime that really constructs one; see `backend.Backend`."""
+    if candidate.device != CPU:
+        raise ModelError(f"LiteRT has no device {candidate.device} here", hint="leave device out")
     reasons = []
     for name in _RUNTIMES:
         try:
             # constructing is the probe: tflite-runtime imports beside NumPy 2 and breaks only here
             module = importlib.import_module(name)
-            interpreter = module.Interpreter(model_content=model, num_threads=threads)
+            interpreter = module.Interpreter(model_content=source.model, num_threads=candidate.threads)
             interpreter.allocate_tensors()
         except (ImportError, AttributeError, *_FAULTS) as error:
             reasons.append(f"{name.partition('.')[0]}: {str(error).partition(chr(10))[0][:300]}")
             continue
-        return LitertRunner(interpreter, variant, threads, name.partition(".")[0])
+        return LitertRunner(interpreter, source.variant, candidate, name.partition(".")[0])
     raise ModelError("; ".join(reasons), hint="install the extra: pip install 'octogate[litert]'")
 
 
@@ -63,9 +65,9 @@ class _Port:
 class LitertRunner:
     """Integer tensors are quantised and dequantised here, so that the steps see the same numbers for each variant."""
 
-    def __init__(self, interpreter: Any, variant: Variant, threads: int, runtime: str) -> None:
-        kind = "litert" if runtime == "ai_edge_litert" else "tflite"
-        self.description = f"{kind} {variant.precision} x{threads}"
+    def __init__(self, interpreter: Any, variant: Variant, candidate: Candidate, runtime: str) -> None:
+        # who reads the description must see which of the two it was
+        self.description = str(candidate).replace("litert", "litert" if runtime == "ai_edge_litert" else "tflite", 1)
         self._interpreter = interpreter
         self._inputs = _ports(interpreter.get_input_details(), variant.inputs, variant.file)
         self._outputs = _ports(interpreter.get_output_details(), variant.outputs, variant.file)

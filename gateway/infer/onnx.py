@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import ModelError
+from gateway.infer.backend import Source
+from gateway.infer.candidate import CPU, Candidate
 from gateway.infer.manifest import Variant
 from gateway.infer.steps import Array
-
-FORMAT = "onnx"
 
 _TYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
@@ -19,8 +19,10 @@ _TYPES = {
 }  # fmt: skip
 
 
-def load(model: bytes, variant: Variant, threads: int) -> OnnxRunner:
+def load(source: Source, candidate: Candidate) -> OnnxRunner:
     """A session on the CPU; see `backend.Backend`."""
+    if candidate.device != CPU:
+        raise ModelError(f"ONNX Runtime has no device {candidate.device} here", hint="leave device out")
     try:
         import onnxruntime
     except ImportError as error:
@@ -28,15 +30,15 @@ def load(model: bytes, variant: Variant, threads: int) -> OnnxRunner:
             f"ONNX Runtime is not usable: {error}", hint="install the extra: pip install 'octogate[onnx]'"
         ) from error
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = candidate.threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     # spinning threads starve the other workers of a small machine, and the daemon
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     faults = _faults()
     try:
-        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        return OnnxRunner(session, variant, threads, faults)
+        session = onnxruntime.InferenceSession(source.model, options, providers=["CPUExecutionProvider"])
+        return OnnxRunner(session, source.variant, str(candidate), faults)
     except faults as error:
         raise ModelError(f"ONNX Runtime {onnxruntime.__version__} does not take it: {_first_line(error)}") from error
 
@@ -44,8 +46,8 @@ def load(model: bytes, variant: Variant, threads: int) -> OnnxRunner:
 class OnnxRunner:
     """One session with the tensors' names and types looked up once."""
 
-    def __init__(self, session: Any, variant: Variant, threads: int, faults: tuple[type[Exception], ...]) -> None:
-        self.description = f"onnx {variant.precision} x{threads}"
+    def __init__(self, session: Any, variant: Variant, description: str, faults: tuple[type[Exception], ...]) -> None:
+        self.description = description
         self._session = session
         self._faults = faults
         nodes = {node.name: node for node in session.get_inputs()}
