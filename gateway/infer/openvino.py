@@ -32,7 +32,9 @@ def load(source: Source, candidate: Candidate) -> OpenvinoRunner:
         model = core.read_model(source.model, source.weights) if source.weights else core.read_model(source.model)
         return OpenvinoRunner(core.compile_model(model, candidate.device, settings), source.variant, str(candidate))
     except _FAULTS as error:
-        raise ModelError(f"OpenVINO {openvino.__version__.partition("-")[0]} does not take it: {_line(error)}") from error
+        raise ModelError(
+            f"OpenVINO {openvino.__version__.partition('-')[0]} does not take it: {_line(error)}"
+        ) from error
 
 
 class OpenvinoRunner:
