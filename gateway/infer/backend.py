@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from gateway.errors import ModelError
-from gateway.infer.candidate import NAMES, Candidate, variant_of
+from gateway.infer.candidate import NAMES, Candidate, Report, variant_of
 from gateway.infer.manifest import Manifest, Variant
 from gateway.infer.steps import Array
 
@@ -22,6 +22,17 @@ class Runner(Protocol):
     description: str  # "onnx fp32 x1": what really computes: runtime, precision, device, threads
 
     def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]: ...
+
+    def report(self) -> Report:
+        """What it runs on: read once, at loading."""
+        ...
+
+
+class Device(NamedTuple):
+    """What a backend could compute on: a word for `Candidate.device`, and why not when it cannot here."""
+
+    name: str
+    why_not: str = ""
 
 
 class Source(NamedTuple):
@@ -41,6 +52,17 @@ class Backend(Protocol):
         Raises:
             ModelError: the runtime is not installed, has no such device, or does not take this model.
         """
+        ...
+
+    def devices(self, extra: Sequence[str]) -> list[Device]:
+        """What could be computed on here, the CPU first; absent devices carry the reason, and nothing is raised.
+
+        Loads the runtime and may open drivers, which can hang or crash: call it in a process that may be lost.
+
+        Args:
+            extra: the words of the config for this backend (`[inference]`), each of which gets its answer.
+        """
+        ...
 
 
 class Loaded(NamedTuple):

@@ -43,6 +43,25 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
         return f"{self.backend} {self.precision}{where} x{self.threads}"
 
 
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """What a loaded model really runs on, as its runtime says after loading; not what was asked for.
+
+    Attributes:
+        device: where it computes: `CPU`, an execution provider, an OpenVINO device (several with commas), a delegate.
+        precision: of the variant's file.
+        threads: of the runtime on the CPU.
+        partition: nodes of the graph by the execution provider or device that computes them; empty where the runtime
+            does not tell.
+        detail: runtime with version, and what else it says, for people.
+    """
+
+    device: str
+    precision: Precision
+    threads: int
+    partition: dict[str, int]
+    detail: str = ""
+
+
 def defaults(manifest: Manifest, *, backend: str = "", device: str = CPU, threads: int = 1) -> tuple[Candidate, ...]:
     """What is tried while nothing is measured: the variants in their author's order, each on its first runtimes.
 

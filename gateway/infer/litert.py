@@ -9,13 +9,18 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import ModelError
-from gateway.infer.backend import Source
-from gateway.infer.candidate import CPU, Candidate
+from gateway.infer.backend import Device, Source
+from gateway.infer.candidate import CPU, Candidate, Report
 from gateway.infer.manifest import Variant
 from gateway.infer.steps import Array
 
 _RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 _FAULTS = (RuntimeError, ValueError, TypeError)
+
+
+def devices(extra: Sequence[str]) -> list[Device]:
+    """The CPU and each delegate of the config; see `backend.Backend`."""
+    return [Device(CPU)] + [Device(name, "delegates are not loaded yet") for name in extra]
 
 
 def load(source: Source, candidate: Candidate) -> LitertRunner:
@@ -68,6 +73,13 @@ class LitertRunner:
     def __init__(self, interpreter: Any, variant: Variant, candidate: Candidate, runtime: str) -> None:
         # who reads the description must see which of the two it was
         self.description = str(candidate).replace("litert", "litert" if runtime == "ai_edge_litert" else "tflite", 1)
+        self._report = Report(
+            device=candidate.device,
+            precision=candidate.precision,
+            threads=candidate.threads,
+            partition={},
+            detail=runtime,
+        )
         self._interpreter = interpreter
         self._inputs = _ports(interpreter.get_input_details(), variant.inputs, variant.file)
         self._outputs = _ports(interpreter.get_output_details(), variant.outputs, variant.file)
@@ -80,6 +92,10 @@ class LitertRunner:
             return [port.dequantise(self._interpreter.get_tensor(port.index)) for port in self._outputs]
         except _FAULTS as error:
             raise ModelError(f"LiteRT failed: {str(error).partition(chr(10))[0][:300]}") from error
+
+    def report(self) -> Report:
+        """The runtime in `detail`."""
+        return self._report
 
 
 def _ports(details: list[dict[str, Any]], names: Sequence[str], file: str) -> list[_Port]:

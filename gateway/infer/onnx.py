@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import ModelError
-from gateway.infer.backend import Source
-from gateway.infer.candidate import CPU, Candidate
+from gateway.infer.backend import Device, Source
+from gateway.infer.candidate import CPU, Candidate, Report
 from gateway.infer.manifest import Variant
 from gateway.infer.steps import Array
 
@@ -17,6 +17,19 @@ _TYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
     "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int32)": np.int32, "tensor(int64)": np.int64,
 }  # fmt: skip
+
+
+def devices(extra: Sequence[str]) -> list[Device]:
+    """The CPU and each execution provider of the config; see `backend.Backend`."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        return [Device(name, f"ONNX Runtime is not usable: {error}") for name in (CPU, *extra)]
+    offered = onnxruntime.get_available_providers()
+    return [Device(CPU)] + [
+        Device(name, "" if name in offered else f"ONNX Runtime {onnxruntime.__version__} here is built without it")
+        for name in extra
+    ]
 
 
 def load(source: Source, candidate: Candidate) -> OnnxRunner:
@@ -35,10 +48,11 @@ def load(source: Source, candidate: Candidate) -> OnnxRunner:
     options.log_severity_level = 3
     # spinning threads starve the other workers of a small machine, and the daemon
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     faults = _faults()
     try:
         session = onnxruntime.InferenceSession(source.model, options, providers=["CPUExecutionProvider"])
-        return OnnxRunner(session, source.variant, str(candidate), faults)
+        return OnnxRunner(session, source.variant, candidate, faults)
     except faults as error:
         raise ModelError(f"ONNX Runtime {onnxruntime.__version__} does not take it: {_first_line(error)}") from error
 
@@ -46,8 +60,11 @@ def load(source: Source, candidate: Candidate) -> OnnxRunner:
 class OnnxRunner:
     """One session with the tensors' names and types looked up once."""
 
-    def __init__(self, session: Any, variant: Variant, description: str, faults: tuple[type[Exception], ...]) -> None:
-        self.description = description
+    def __init__(
+        self, session: Any, variant: Variant, candidate: Candidate, faults: tuple[type[Exception], ...]
+    ) -> None:
+        self.description = str(candidate)
+        self._report = _report(session, candidate)
         self._session = session
         self._faults = faults
         nodes = {node.name: node for node in session.get_inputs()}
@@ -68,6 +85,25 @@ class OnnxRunner:
         except self._faults as error:
             raise ModelError(f"ONNX Runtime failed: {_first_line(error)}") from error
         return outputs
+
+    def report(self) -> Report:
+        """Nodes by execution provider."""
+        return self._report
+
+
+def _report(session: Any, candidate: Candidate) -> Report:
+    import onnxruntime
+
+    partition: dict[str, int] = {}
+    for part in session.get_provider_graph_assignment_info():
+        partition[part.ep_name] = partition.get(part.ep_name, 0) + len(part.get_nodes())
+    return Report(
+        device=candidate.device,
+        precision=candidate.precision,
+        threads=candidate.threads,
+        partition=partition,
+        detail=f"ONNX Runtime {onnxruntime.__version__}",
+    )
 
 
 def _faults() -> tuple[type[Exception], ...]:

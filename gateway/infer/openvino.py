@@ -8,12 +8,23 @@ from typing import Any
 import numpy as np
 
 from gateway.errors import ModelError
-from gateway.infer.backend import Source
-from gateway.infer.candidate import Candidate
+from gateway.infer.backend import Device, Source
+from gateway.infer.candidate import CPU, Candidate, Report
 from gateway.infer.manifest import Variant
 from gateway.infer.steps import Array
 
 _FAULTS = (RuntimeError, ValueError, TypeError)
+
+
+def devices(extra: Sequence[str]) -> list[Device]:
+    """The devices that OpenVINO lists, and those of the config; see `backend.Backend`."""
+    try:
+        import openvino
+    except ImportError as error:
+        return [Device(name, f"OpenVINO is not usable: {error}") for name in (CPU, *extra)]
+    listed = openvino.Core().available_devices
+    found = [Device(name) for name in dict.fromkeys((CPU, *listed))]
+    return found + [Device(name, "OpenVINO lists no such device") for name in extra if name not in listed]
 
 
 def load(source: Source, candidate: Candidate) -> OpenvinoRunner:
@@ -30,7 +41,7 @@ def load(source: Source, candidate: Candidate) -> OpenvinoRunner:
     settings["INFERENCE_PRECISION_HINT"] = "f32"
     try:
         model = core.read_model(source.model, source.weights) if source.weights else core.read_model(source.model)
-        return OpenvinoRunner(core.compile_model(model, candidate.device, settings), source.variant, str(candidate))
+        return OpenvinoRunner(core.compile_model(model, candidate.device, settings), source.variant, candidate)
     except _FAULTS as error:
         raise ModelError(
             f"OpenVINO {openvino.__version__.partition('-')[0]} does not take it: {_line(error)}"
@@ -40,8 +51,16 @@ def load(source: Source, candidate: Candidate) -> OpenvinoRunner:
 class OpenvinoRunner:
     """One infer request whose input tensors are written in place."""
 
-    def __init__(self, compiled: Any, variant: Variant, description: str) -> None:
-        self.description = description
+    def __init__(self, compiled: Any, variant: Variant, candidate: Candidate) -> None:
+        self.description = str(candidate)
+        devices = [str(name) for name in compiled.get_property("EXECUTION_DEVICES")]
+        self._report = Report(
+            device=",".join(devices),
+            precision=candidate.precision,
+            threads=candidate.threads,
+            partition={},
+            detail="OpenVINO",
+        )
         self._request = compiled.create_infer_request()
         self._inputs = [
             self._request.get_tensor(port).data for port in _ports(compiled.inputs, variant.inputs, variant)
@@ -58,6 +77,10 @@ class OpenvinoRunner:
         except _FAULTS as error:
             raise ModelError(f"OpenVINO failed: {_line(error)}") from error
         return self._outputs
+
+    def report(self) -> Report:
+        """The devices as OpenVINO says after compiling."""
+        return self._report
 
 
 def _ports(ports: Sequence[Any], names: Sequence[str], variant: Variant) -> list[Any]:

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import ModelError
 from gateway.infer import backend, litert
-from gateway.infer.backend import Source
+from gateway.infer.backend import Device, Source
 from gateway.infer.candidate import Candidate, defaults
 from gateway.infer.manifest import Variant
 from gateway.infer.steps import Array
@@ -30,6 +30,8 @@ def test_every_runtime_computes_the_same(name: str, file: Variant) -> None:
         (y,) = runner([X])
         assert y.tolist() == [[28.0, 0.0]]
     assert runner.description == f"{name} fp32 x1"
+    report = runner.report()
+    assert (report.device, report.precision, report.threads) == ("CPU", "fp32", 1)
     with pytest.raises(ModelError, match="failed"):
         runner([X[:, :5]])
 
@@ -55,6 +57,14 @@ def test_a_missing_runtime_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "model.onnx on onnx: ONNX Runtime is not usable" in rejected[0] and "octogate[onnx]" in rejected[0]
     assert "model.onnx on openvino: OpenVINO is not usable" in rejected[1]
     assert "model.tflite on litert: no_such_runtime: No module named" in rejected[2]
+
+
+@pytest.mark.parametrize("name", ["onnx", "litert", "openvino"])
+def test_every_backend_names_its_devices(name: str) -> None:
+    found = backend.backend(name).devices(["Unheard"])
+    assert found[0] == Device("CPU")
+    (absent,) = [device for device in found if device.name == "Unheard"]
+    assert absent.why_not
 
 
 def test_the_authors_order_is_the_default() -> None:
