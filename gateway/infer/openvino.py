@@ -89,6 +89,9 @@ def _core(openvino: Any, candidate: Candidate) -> tuple[Any, Target]:
         known = core.get_property(part.name, "SUPPORTED_PROPERTIES")
         if "INFERENCE_NUM_THREADS" in known:
             settings["INFERENCE_NUM_THREADS"] = candidate.threads
+        # pinned, every worker waits for the same core, the first one, whoever else is on it
+        if "ENABLE_CPU_PINNING" in known:
+            settings["ENABLE_CPU_PINNING"] = False
         # the default is bf16 where a processor has it: 3e-3 off, which int8 models are anyway
         if "INFERENCE_PRECISION_HINT" in known and candidate.precision == "fp32":
             settings["INFERENCE_PRECISION_HINT"] = "f32"
