@@ -4,7 +4,8 @@
 
 Tiny models (a window of 8 readings, one matrix), so that the call and not the model is seen; and machine_state, for
 what is left of that in a small real one. `plain` is the call that the runtime's documentation shows first, `bare` the
-fastest call style of it without anything around. Exit status 1 when a runner takes more than 5 us longer than `bare`.
+fastest call style of it without anything around. Exit status 1 when a runner of a tiny model takes more than 5 us longer
+than `bare`.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def main() -> int:
         for row in rows:
             print(f"{row['case']:26}{row['plain_us']:9.1f}{row['bare_us']:9.1f}{row['runner_us']:9.1f}", end="")
             print(f"{row['over_bare_us']:15.1f}")
-    return 0 if all(row["over_bare_us"] <= BOUND_US for row in rows) else 1
+    return 0 if all(row["over_bare_us"] <= BOUND_US for row in rows if row["case"].endswith("tiny")) else 1
 
 
 if __name__ == "__main__":

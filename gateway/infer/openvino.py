@@ -192,14 +192,15 @@ class OpenvinoRunner:
         self._outputs = [
             self._request.get_tensor(port).data for port in _ports(compiled.outputs, variant.outputs, variant)
         ]
+        self._shapes = [place.shape for place in self._inputs]
         for place in self._inputs:
             place[...] = 0
         self._request.infer()  # a device that compiles may still fail here
 
     def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]:
         try:
-            for target, x in zip(self._inputs, inputs, strict=True):
-                np.copyto(target, x.reshape(target.shape), casting="same_kind")
+            for place, shape, x in zip(self._inputs, self._shapes, inputs, strict=True):
+                np.copyto(place, x if x.shape == shape else x.reshape(shape), "same_kind")
             self._request.infer()
         except _FAULTS as error:
             raise ModelError(f"OpenVINO failed: {_line(error)}") from error
