@@ -78,6 +78,20 @@ def test_every_backend_names_its_devices(name: str) -> None:
     assert absent.why_not
 
 
+def test_a_runtime_that_only_imports_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tflite-runtime beside NumPy 2: it breaks with a SystemError when an interpreter is constructed."""
+    module = litert._runtime()
+
+    def broken(**_: object) -> None:
+        raise SystemError("returned a result with an exception set")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Interpreter", broken)
+        assert "returned a result with an exception set" in litert.devices([])[0].why_not
+        with pytest.raises(ModelError, match="returned a result with an exception set"):
+            litert.load(Source(TFLITE, bundles.tflite_model()), candidate("litert", TFLITE))
+
+
 def test_the_authors_order_is_the_default() -> None:
     manifest = bundles.manifest(variants=(TFLITE, ONNX))
     assert [(c.file, c.backend) for c in defaults(manifest)] == [
