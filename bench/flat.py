@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
-import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gateway.infer.bundle import Bundle
 from gateway.infer.candidate import Candidate, defaults
 from gateway.infer.engine import Engine
-from gateway.infer.manifest import Manifest, Precision, Variant
+from gateway.infer.manifest import Manifest, Variant
 from sdk.bundle import openvino_variant, pack
 from tests.unit import bundles
 
@@ -72,26 +71,6 @@ def ir_of_machine_state(folder: Path) -> Path:
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
     repack(folder / "machine_state_ir.octo", MACHINE_STATE, *openvino_variant(folder / "model.xml", "fp32"))
     return folder / "machine_state_ir.octo"
-
-
-def ir_int8(folder: Path) -> Path:
-    """As a quantiser leaves it: int8 weights with a scale, inputs fake-quantised."""
-    import openvino
-    from openvino import opset8
-
-    x = opset8.parameter([1, bundles.LENGTH], np.float32, name="x")
-    whole = opset8.constant((bundles.weights(bundles.LENGTH) * 100).astype(np.int8))
-    low, high = np.float32(-128), np.float32(127)
-    rounded = opset8.fake_quantize(x, low, high, low, high, 256)
-    scaled = opset8.multiply(opset8.convert(whole, np.float32), np.float32(0.01))
-    model = openvino.Model([opset8.matmul(rounded, scaled, False, False)], [x], "tiny")
-    openvino.save_model(model, folder / "tiny.xml", compress_to_fp16=False)
-    precision: Precision = "int8"
-    variant, members = openvino_variant(folder / "tiny.xml", precision)
-    files = bundles.files(**members)
-    del files["model.onnx"]
-    pack(folder / "tiny_ir.octo", bundles.manifest(variants=(variant,)), files)
-    return folder / "tiny_ir.octo"
 
 
 def memory_kib(pid: int) -> tuple[int, int]:
@@ -159,7 +138,7 @@ def main() -> int:
                 *cases_of(MACHINE_STATE, "machine_state"),
                 *cases_of(ir_of_machine_state(folder), "machine_state as IR"),
                 *cases_of(bundles.make_litert(folder / "tiny_tflite.octo"), "tiny"),
-                *cases_of(ir_int8(folder), "tiny as IR"),
+                *cases_of(bundles.make_openvino(folder / "tiny_ir.octo", "int8"), "tiny as IR"),
             ]
         rows = [asyncio.run(measure(case, options.runs)) for case in cases if options.only in case.name]
     print(json.dumps({"flat": rows}) if options.json else table(rows, options.runs))

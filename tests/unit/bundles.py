@@ -5,6 +5,7 @@ The model takes a window of 8 readings and answers its sum and its first reading
 """
 
 import struct
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.contract import Result
-from gateway.infer.manifest import Golden, Manifest, Tensor, Values, Variant, Window
-from sdk.bundle import pack
+from gateway.infer.manifest import Golden, Manifest, Precision, Tensor, Values, Variant, Window
+from sdk.bundle import openvino_variant, pack
 
 LENGTH = 8
 HANG = 1e6
@@ -75,6 +76,32 @@ def make_litert(path: Path) -> Path:
     members = files(**{"model.tflite": tflite_model()})
     del members["model.onnx"]
     pack(path, manifest(variants=(tflite,)), members)
+    return path
+
+
+def make_openvino(path: Path, precision: Precision = "fp32") -> Path:
+    """An OpenVINO IR; int8 as a quantiser leaves it: int8 weights with a scale, activations fake-quantised."""
+    import openvino
+    from openvino import opset8
+
+    x = opset8.parameter([1, LENGTH], np.float32, name="x")
+    given, matrix = x, opset8.constant(weights(LENGTH))
+    if precision == "int8":
+        low, high = np.float32(-128), np.float32(127)
+        given = opset8.fake_quantize(x, low, high, low, high, 256)
+        whole = opset8.constant((weights(LENGTH) * 100).astype(np.int8))
+        matrix = opset8.multiply(opset8.convert(whole, np.float32), np.float32(0.01))
+    model = openvino.Model([opset8.matmul(given, matrix, False, False)], [x], "tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "model.xml"
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        variant, members = openvino_variant(xml, precision)
+    members = files(**members)
+    del members["model.onnx"]
+    sample = Golden(
+        input="golden/0", media=MEDIA, expected="golden/0.json", tolerance={"fp32": 1e-4, "fp16": 1e-2, "int8": 0.05}
+    )
+    pack(path, manifest(variants=(variant,), golden=(sample,)), members)
     return path
 
 
