@@ -29,8 +29,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gateway.contract import Result
-from gateway.infer.backend import candidates
+from gateway.infer.backend import load_each
 from gateway.infer.bundle import Bundle
+from gateway.infer.candidate import defaults
 from gateway.infer.engine import Engine
 from gateway.infer.manifest import Fit, Golden, Picture, Tensor, Window
 from gateway.infer.recipe import Recipe
@@ -83,10 +84,8 @@ class Bare:
     def __init__(self, case: Case) -> None:
         with Bundle(case.bundle) as bundle:
             self.recipe = Recipe(bundle.manifest)
-            found = candidates(
-                bundle.manifest, lambda name: bytes(bundle.member(name)), wanted="", threads=1, rejected=[]
-            )
-            self.runner = next(found).runner
+            read = lambda name: bytes(bundle.member(name))  # noqa: E731
+            self.runner = next(load_each(bundle.manifest, read, defaults(bundle.manifest), [])).runner
         self.case = case
 
     def run(self) -> Result:

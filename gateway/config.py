@@ -18,7 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from gateway.contract import TOPIC_ROOT
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ModelError
+from gateway.infer import device
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -129,6 +130,21 @@ class ModelTable(Table, frozen=True):
     max_input_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048
 
 
+Words = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=device.MAX_WORD)], ...], Meta(max_length=16)]
+
+
+class InferenceTable(Table, frozen=True):
+    """What to compute on besides what the runtimes list themselves; docs/runtimes.md says how devices are named."""
+
+    providers: Words = ()  # execution providers of ONNX Runtime
+    delegates: Words = ()  # of LiteRT, by library
+    openvino_devices: Words = ()
+
+    def devices(self, backend: str) -> tuple[str, ...]:
+        """The words for one backend, for its `devices`."""
+        return {"onnx": self.providers, "litert": self.delegates, "openvino": self.openvino_devices}[backend]
+
+
 class TrustTable(Table, frozen=True):
     keys: tuple[str, ...] = ()  # files with Ed25519 public keys (PEM) that may sign bundles
     allow_unsigned: bool = False  # development only; the panel shows it
@@ -187,6 +203,7 @@ class Config(Table, frozen=True):
     store: StoreTable = StoreTable()
     uplink: tuple[UplinkTable, ...] = ()  # one [uplink] or several [[uplink]]
     panel: PanelTable | None = None
+    inference: InferenceTable = InferenceTable()
     trust: TrustTable = TrustTable()
     source: tuple[SourceTable, ...] = ()
     model: tuple[ModelTable, ...] = ()
@@ -241,6 +258,7 @@ def load(path: Path) -> Config:
     if len(os.fsencode(config.control_path)) > MAX_SOCKET_PATH:
         raise ConfigError(f"{path}: gateway.data_dir: too long a path for its control socket", hint="at most 90 bytes")
     _check_references(path, config)
+    _check_devices(path, config.inference)
     _check_files(path, config)
     return config
 
@@ -269,7 +287,7 @@ def _explained(path: Path, message: str) -> ConfigError:
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
         Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
-        ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
+        ModelTable, InferenceTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
 
@@ -315,6 +333,19 @@ def _known(path: Path, key: str, name: str, names: set[str]) -> None:
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"declared are: {', '.join(sorted(names)) or 'none'}"
     raise ConfigError(f"{path}: {key}: there is no '{name}'", hint=hint)
+
+
+def _check_devices(path: Path, table: InferenceTable) -> None:
+    for key, parse in (
+        ("providers", device.provider),
+        ("delegates", device.delegate),
+        ("openvino_devices", device.target),
+    ):
+        for i, word in enumerate(getattr(table, key)):
+            try:
+                parse(word)
+            except ModelError as error:
+                raise ConfigError(f"{path}: inference.{key}[{i}]: {error.what}", hint=error.hint) from error
 
 
 def _check_files(path: Path, config: Config) -> None:

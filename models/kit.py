@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from gateway.contract import Result
 from gateway.errors import ModelError
 from gateway.infer import golden
-from gateway.infer.backend import Runner, candidates
+from gateway.infer.backend import Runner, load_each
 from gateway.infer.bundle import Bundle
+from gateway.infer.candidate import defaults
 from gateway.infer.manifest import Manifest, Variant
 from gateway.infer.recipe import Recipe
 from sdk.bundle import generate_key, load_key, pack
@@ -177,7 +178,7 @@ def load(path: Path, keys: Iterable[Path] = (), *, backend: str = "", allow_unsi
 def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str) -> Loaded:
     recipe = Recipe(manifest)
     rejected: list[str] = []
-    for variant, runner in candidates(manifest, read, wanted=wanted, threads=1, rejected=rejected):
+    for _, variant, runner in load_each(manifest, read, defaults(manifest, backend=wanted), rejected):
         return Loaded(manifest, variant, recipe, runner)
     raise ModelError(f"model '{manifest.name}': no variant runs here: {'; '.join(rejected)}")
 

@@ -1,4 +1,4 @@
-"""What a runtime must offer, and the choice among those that are there."""
+"""What a runtime must offer, and the loading of candidates on those that are there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 from gateway.errors import ModelError
+from gateway.infer.candidate import NAMES, Candidate, Report, variant_of
 from gateway.infer.manifest import Manifest, Variant
 from gateway.infer.steps import Array
 
@@ -18,32 +19,56 @@ class Runner(Protocol):
         ModelError: the runtime or its device failed.
     """
 
-    description: str  # "onnx fp32 x1": runtime, precision, threads
+    description: str  # "onnx fp32 x1": what really computes: runtime, precision, device, threads
 
     def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]: ...
 
+    def report(self) -> Report:
+        """What it runs on: read once, at loading."""
+        ...
+
+
+class Device(NamedTuple):
+    """What a backend could compute on: a word for `Candidate.device`, and why not when it cannot here."""
+
+    name: str
+    why_not: str = ""
+
+
+class Source(NamedTuple):
+    """A variant's bytes. Weights may be a view into the bundle, which a runtime that can goes on reading from."""
+
+    variant: Variant
+    model: bytes
+    weights: bytes | memoryview = b""  # the second file of an OpenVINO IR
+
 
 class Backend(Protocol):
-    """One runtime; a module with these two names is one."""
+    """One runtime; a module with this name is one."""
 
-    FORMAT: str
-
-    def load(self, model: bytes, variant: Variant, threads: int) -> Runner:
+    def load(self, source: Source, candidate: Candidate) -> Runner:
         """Load a model.
 
         Raises:
-            ModelError: the runtime is not installed, or does not take this model.
+            ModelError: the runtime is not installed, has no such device, or does not take this model.
         """
+        ...
+
+    def devices(self, extra: Sequence[str]) -> list[Device]:
+        """What could be computed on here, the CPU first; absent devices carry the reason, and nothing is raised.
+
+        Loads the runtime and may open drivers, which can hang or crash: call it in a process that may be lost.
+
+        Args:
+            extra: the words of the config for this backend (`[inference]`), each of which gets its answer.
+        """
+        ...
 
 
-# name in the config -> module, in the order of preference for a format
-_MODULES = {"onnx": "gateway.infer.onnx", "litert": "gateway.infer.litert"}
-_FORMATS = {"onnx": ("onnx",), "tflite": ("litert",), "openvino": ()}
+class Loaded(NamedTuple):
+    """A candidate that loaded, ready to be checked against the golden samples."""
 
-
-class Candidate(NamedTuple):
-    """A variant that loaded, ready to be checked against the golden samples."""
-
+    candidate: Candidate
     variant: Variant
     runner: Runner
 
@@ -54,39 +79,36 @@ def backend(name: str) -> Backend:
     Raises:
         ModelError: there is none of this name.
     """
-    if name not in _MODULES:
-        raise ModelError(f"there is no backend '{name}'", hint=f"known are: {', '.join(_MODULES)}")
-    module: Backend = importlib.import_module(_MODULES[name])
+    if name not in NAMES:
+        raise ModelError(f"there is no backend '{name}'", hint=f"known are: {', '.join(NAMES)}")
+    module: Backend = importlib.import_module(f"gateway.infer.{name}")
     return module
 
 
-def candidates(
-    manifest: Manifest,
-    read: Callable[[str], bytes],
-    *,
-    wanted: str,
-    threads: int,
-    rejected: list[str],
-) -> Iterator[Candidate]:
-    """Load one variant after the other, in the manifest's order; why one was left out is added to `rejected`.
+def load(manifest: Manifest, read: Callable[[str], bytes | memoryview], candidate: Candidate) -> Loaded:
+    """Load one candidate.
 
     Args:
-        read: member name -> bytes.
-        wanted: the only backend to consider; empty considers all.
+        read: member name -> bytes; `Bundle.member` saves a copy of the weights.
+
+    Raises:
+        ModelError: see `Backend.load`.
     """
-    if wanted:
-        backend(wanted)
-    for variant in manifest.variants:
-        names: Iterable[str] = _FORMATS[variant.format]
-        if wanted:
-            names = [name for name in names if name == wanted]
-        if not names:
-            why = f"not for backend '{wanted}'" if wanted else f"no backend runs {variant.format} yet"
-            rejected.append(f"{variant.file}: {why}")
-        for name in names:
-            try:
-                runner = backend(name).load(read(variant.file), variant, threads)
-            except ModelError as error:
-                rejected.append(f"{variant.file}: {error}")
-                continue
-            yield Candidate(variant, runner)
+    variant = variant_of(manifest, candidate)
+    weights = read(variant.weights) if variant.weights else b""
+    source = Source(variant, bytes(read(variant.file)), weights)
+    return Loaded(candidate, variant, backend(candidate.backend).load(source, candidate))
+
+
+def load_each(
+    manifest: Manifest,
+    read: Callable[[str], bytes | memoryview],
+    candidates: Iterable[Candidate],
+    rejected: list[str],
+) -> Iterator[Loaded]:
+    """Load one candidate after the other; why one was left out is added to `rejected`."""
+    for candidate in candidates:
+        try:
+            yield load(manifest, read, candidate)
+        except ModelError as error:
+            rejected.append(f"{candidate.file} on {candidate.backend}: {error}")

@@ -19,6 +19,7 @@ from gateway.child import python_module
 from gateway.contract import ModelStatus, Result, Severity
 from gateway.errors import DeadlineError, ModelError
 from gateway.infer import wire
+from gateway.infer.candidate import Candidate
 from gateway.infer.process import SharedMemory, WorkerProcess
 from gateway.infer.wire import Kind, Setup
 
@@ -68,7 +69,8 @@ class Engine:
     Args:
         name: the model's name in the config, for messages.
         bundle: the `.octo` file; read again by every new worker, so it may be replaced.
-        backend: the only backend to use; empty takes the bundle's first variant that runs here.
+        candidates: what may compute it, the best first; empty takes the bundle's own order, of `backend` only if that
+            is given.
         deadline_s: a job without an answer for so long gets its worker killed.
         nice: niceness of the worker once it is ready.
         max_input: bytes of the largest input.
@@ -83,6 +85,7 @@ class Engine:
         name: str,
         bundle: Path,
         *,
+        candidates: Sequence[Candidate] = (),
         backend: str = "",
         threads: int = 1,
         deadline_s: float = 1.0,
@@ -96,7 +99,7 @@ class Engine:
     ) -> None:
         self.name = name
         self._setup = Setup(
-            name=name, bundle=str(bundle), backend=backend, threads=threads, nice=nice,
+            name=name, bundle=str(bundle), candidates=tuple(candidates), backend=backend, threads=threads, nice=nice,
             keys=tuple(map(str, keys)), allow_unsigned=allow_unsigned,
             parent=0, socket=-1, memory=-1, slot_bytes=max_input,
         )  # fmt: skip

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import msgspec
 
+from gateway.infer.candidate import Candidate
+
 INLINE_MAX = 32 << 10  # larger inputs go through shared memory
 PACKET_MAX = 128 << 10
 NO_SLOT = 255
@@ -25,7 +27,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     bundle: str
-    backend: str
+    candidates: tuple[Candidate, ...]  # the first that loads and is right serves; empty takes the bundle's own order
+    backend: str  # for that order: see candidate.defaults
     threads: int
     nice: int
     keys: tuple[str, ...]
@@ -40,10 +43,11 @@ class Ready(msgspec.Struct, frozen=True):
     """The worker's first answer: loaded, verified, right on the golden samples."""
 
     pid: int
-    backend: str
+    candidate: Candidate
+    backend: str  # its runner's description: what really computes
     digest: str
     signed_by: str
-    rejected: tuple[str, ...] = ()  # the variants that were preferred and why they were not taken
+    rejected: tuple[str, ...] = ()  # the candidates that were preferred and why they were not taken
 
 
 class Fault(msgspec.Struct, frozen=True):

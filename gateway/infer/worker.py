@@ -65,20 +65,18 @@ def prepare(setup: Setup) -> tuple[wire.Ready, Answerer]:
         ModelError: the bundle is not usable, or no variant of it runs here; each one's reason is named.
     """
     from gateway.infer import golden  # loads NumPy
-    from gateway.infer.backend import candidates
+    from gateway.infer.backend import load_each
     from gateway.infer.bundle import Bundle
+    from gateway.infer.candidate import defaults
     from gateway.infer.recipe import Recipe
 
     with Bundle(Path(setup.bundle)) as bundle:
         verified = bundle.verify(map(Path, setup.keys), allow_unsigned=setup.allow_unsigned)
         recipe = Recipe(bundle.manifest, setup.threads)
         rejected: list[str] = []
-        for variant, runner in candidates(
-            bundle.manifest,
-            lambda name: bytes(bundle.member(name)),
-            wanted=setup.backend,
-            threads=setup.threads,
-            rejected=rejected,
+        order = setup.candidates or defaults(bundle.manifest, backend=setup.backend, threads=setup.threads)
+        for candidate, variant, runner in load_each(  # noqa: B007 - the one that was found is used below
+            bundle.manifest, bundle.member, order, rejected
         ):
             try:
                 golden.check(bundle, recipe, runner, variant.precision)
@@ -100,7 +98,7 @@ def prepare(setup: Setup) -> tuple[wire.Ready, Answerer]:
             raise _Broken(str(error)) from error
         return recipe.finish(outputs, prepared.place)
 
-    ready = wire.Ready(os.getpid(), runner.description, verified.digest, verified.signed_by, tuple(rejected))
+    ready = wire.Ready(os.getpid(), candidate, runner.description, verified.digest, verified.signed_by, tuple(rejected))
     return ready, answer
 
 

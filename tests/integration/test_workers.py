@@ -184,7 +184,7 @@ def test_bad_bundles_are_refused_with_the_reason(tmp_path: Path) -> None:
         (tampered, "changed since it was signed"),
         (cut, "not a usable bundle"),
         (golden, r"off by 0\.1, fp32 may be off by 0\.0001"),
-        (garbage, r"model\.onnx: ONNX Runtime [\d.]+ does not take it"),
+        (garbage, r"model\.onnx on onnx: ONNX Runtime [\d.]+ does not take it"),
         (tmp_path / "none.octo", "cannot read the bundle: No such file"),
     ]:
         message = asyncio.run(why_failed(bundle, **trusted))
@@ -207,7 +207,7 @@ def test_the_next_variant_is_taken_and_the_reason_kept(tmp_path: Path) -> None:
         async with running(tmp_path / "a.octo") as (engine, _):
             assert (await engine.run(WINDOW, bundles.MEDIA)).backend == "litert fp32 x1"
             detail = engine.status().detail
-            assert "model.bin: no backend runs openvino" in detail and "bad.onnx: ONNX Runtime" in detail
+            assert "model.bin on openvino: OpenVINO" in detail and "bad.onnx on onnx: ONNX Runtime" in detail
         async with running(tmp_path / "a.octo", backend="onnx") as (engine, _):
             assert (await engine.run(WINDOW, bundles.MEDIA)).backend == "onnx fp32 x1"
         assert "there is no backend 'cuda'" in await why_failed(tmp_path / "a.octo", backend="cuda")

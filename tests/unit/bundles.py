@@ -5,6 +5,7 @@ The model takes a window of 8 readings and answers its sum and its first reading
 """
 
 import struct
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,8 @@ import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.contract import Result
-from gateway.infer.manifest import Golden, Manifest, Tensor, Values, Variant, Window
-from sdk.bundle import pack
+from gateway.infer.manifest import Golden, Manifest, Precision, Tensor, Values, Variant, Window
+from sdk.bundle import openvino_variant, pack
 
 LENGTH = 8
 HANG = 1e6
@@ -75,6 +76,32 @@ def make_litert(path: Path) -> Path:
     members = files(**{"model.tflite": tflite_model()})
     del members["model.onnx"]
     pack(path, manifest(variants=(tflite,)), members)
+    return path
+
+
+def make_openvino(path: Path, precision: Precision = "fp32") -> Path:
+    """An OpenVINO IR; int8 as a quantiser leaves it: int8 weights with a scale, activations fake-quantised."""
+    import openvino
+    from openvino import opset8
+
+    x = opset8.parameter([1, LENGTH], np.float32, name="x")
+    given, matrix = x, opset8.constant(weights(LENGTH))
+    if precision == "int8":
+        low, high = np.float32(-128), np.float32(127)
+        given = opset8.fake_quantize(x, low, high, low, high, 256)
+        whole = opset8.constant((weights(LENGTH) * 100).astype(np.int8))
+        matrix = opset8.multiply(opset8.convert(whole, np.float32), np.float32(0.01))
+    model = openvino.Model([opset8.matmul(given, matrix, False, False)], [x], "tiny")
+    with tempfile.TemporaryDirectory() as folder:
+        xml = Path(folder) / "model.xml"
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        variant, members = openvino_variant(xml, precision)
+    members = files(**members)
+    del members["model.onnx"]
+    sample = Golden(
+        input="golden/0", media=MEDIA, expected="golden/0.json", tolerance={"fp32": 1e-4, "fp16": 1e-2, "int8": 0.05}
+    )
+    pack(path, manifest(variants=(variant,), golden=(sample,)), members)
     return path
 
 
@@ -159,34 +186,43 @@ def onnx_model(shape: Sequence[int] = (1, LENGTH)) -> bytes:
 
 
 def tflite_model() -> bytes:
-    """Input float32 [1, 8], output float32 [1, 2]: the same as `onnx_model`, one FULLY_CONNECTED."""
+    """Input float32 [1, 8], output float32 [1, 2]: the same as `onnx_model`, one FULLY_CONNECTED.
+
+    Table by table, with the field numbers of TensorFlow Lite's schema.fbs: tflite-runtime brings no schema along.
+    """
     import flatbuffers  # type: ignore[import-untyped]
-    from ai_edge_litert import schema_py_generated as schema
 
-    def tensor(name: str, shape: Sequence[int], buffer: int) -> Any:
-        made = schema.TensorT()
-        made.name, made.shape, made.buffer = name, list(shape), buffer
-        made.type = schema.TensorType.FLOAT32
-        return made
-
-    def buffer(data: bytes = b"") -> Any:
-        made = schema.BufferT()
-        made.data = list(data) or None
-        return made
-
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
-    code.version = 1
-    operator = schema.OperatorT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 1, -1], [2]
-    operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
-    operator.builtinOptions = schema.FullyConnectedOptionsT()
-    graph = schema.SubGraphT()
-    graph.tensors = [tensor("x", (1, LENGTH), 0), tensor("w", (2, LENGTH), 1), tensor("y", (1, 2), 0)]
-    graph.inputs, graph.outputs, graph.operators = [0], [2], [operator]
-    model = schema.ModelT()
-    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
-    model.buffers = [buffer(), buffer(weights(LENGTH).T.tobytes())]
     builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
+
+    def table(n_fields: int, **fields: tuple[str, int]) -> int:
+        """Fields by number (`_2`), each the kind of a slot and its value."""
+        builder.StartObject(n_fields)
+        for number, (kind, value) in fields.items():
+            slot = getattr(builder, f"Prepend{kind}Slot")
+            slot(int(number[1:]), value, 0)
+        return int(builder.EndObject())
+
+    def tables(*offsets: int) -> tuple[str, int]:
+        builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            builder.PrependUOffsetTRelative(offset)
+        return "UOffsetTRelative", int(builder.EndVector())
+
+    def numbers(*values: int) -> tuple[str, int]:
+        return "UOffsetTRelative", int(builder.CreateNumpyVector(np.array(values, np.int32)))
+
+    def tensor(name: str, shape: Sequence[int], buffer: int) -> int:
+        text = "UOffsetTRelative", int(builder.CreateString(name))
+        return table(5, _0=numbers(*shape), _2=("Uint32", buffer), _3=text)
+
+    data = weights(LENGTH).T.tobytes()
+    filled = "UOffsetTRelative", int(builder.CreateByteVector(data))
+    buffers = tables(table(1), table(1, _0=filled))
+    tensors = tables(tensor("x", (1, LENGTH), 0), tensor("w", (2, LENGTH), 1), tensor("y", (1, 2), 0))
+    options = "UOffsetTRelative", table(4)
+    operator = table(5, _1=numbers(0, 1, -1), _2=numbers(2), _3=("Uint8", 8), _4=options)  # FullyConnectedOptions
+    graph = table(5, _0=tensors, _1=numbers(0), _2=numbers(2), _3=tables(operator))
+    code = table(4, _0=("Int8", 9), _2=("Int32", 1), _3=("Int32", 9))  # FULLY_CONNECTED, version 1
+    model = table(5, _0=("Uint32", 3), _1=tables(code), _2=tables(graph), _4=buffers)
+    builder.Finish(model, b"TFL3")
     return bytes(builder.Output())

@@ -17,7 +17,10 @@ import msgspec
 from gateway.child import die_with_parent
 from gateway.contract import Result
 from gateway.infer import wire
+from gateway.infer.candidate import Candidate
 from gateway.infer.wire import Kind
+
+FAKE = Candidate(backend="fake", file="fake.onnx", precision="fp32")
 
 
 def main(mode: str, argument: str) -> None:
@@ -32,7 +35,7 @@ def main(mode: str, argument: str) -> None:
         fault = wire.Fault("not a usable bundle", "pack it again")
         channel.send(wire.pack_answer(0, 0, Kind.UNUSABLE, msgspec.msgpack.encode(fault)))
         sys.exit(1)
-    ready = wire.Ready(os.getpid(), "fake fp32 x1", "f" * 64, "")
+    ready = wire.Ready(os.getpid(), FAKE, "fake fp32 x1", "f" * 64, "")
     channel.send(wire.pack_answer(0, 0, Kind.READY, msgspec.msgpack.encode(ready)))
     with mmap.mmap(setup.memory, 0, access=mmap.ACCESS_READ) as memory:
         while packet := channel.recv(wire.PACKET_MAX):
