@@ -149,7 +149,7 @@ class Parent(msgspec.Struct, frozen=True, gc=False):
     """Which detection of another pipeline an inference looked closer at, on the same picture (same `input_seq`, stamp)."""
 
     pipeline: str
-    detection: int  # its index among the detections of the parent's result
+    detection: int  # its index among all that the parent detected on the picture, in the order of its inferences
     label: str
     region: Region  # what was looked at: the box, widened by the margin
     box: Region  # the detection's own box
