@@ -59,7 +59,7 @@ def amplitudes(x: Float32, name: str) -> Float32:
 def decibels(x: Float32, floor_db: float) -> Float32:
     """20 log10(x), at least `floor_db`."""
     least = 10.0 ** (floor_db / 20)
-    return np.asarray(20 * np.log10(np.maximum(x, least)), np.float32)
+    return np.asarray(np.maximum(20 * np.log10(np.maximum(x, least)), floor_db), np.float32)
 
 
 def _inner(length: int) -> slice:
