@@ -6,7 +6,7 @@ Loss, Li et al. 2020), the grid's that of YOLOX (Ge et al. 2021), restated; supp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from gateway.infer.steps import Array, Float32
 
 CANDIDATES = 1000  # the best of a picture; what suppression may have to compare
 CONTAINED = 0.8  # of the smaller of two boxes: when tiles are merged, this much inside another is the same object
+_BLOCK = 128
 _EDGE = 0.01  # of a tile: a box that ends so near to it may be cut off there
 
 
@@ -29,29 +30,45 @@ class Found(NamedTuple):
     classes: Array
 
 
-def overlap(box: Array, boxes: Array) -> Array:
-    """Intersection over union of one box [4] with each of [n, 4]."""
-    shared, area, areas = _shared(box, boxes)
-    return np.asarray(shared / np.maximum(area + areas - shared, 1e-12))
-
-
-def _shared(box: Array, boxes: Array) -> tuple[Array, Array, Array]:
-    wide = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])
-    high = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1])
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return np.maximum(wide, 0) * np.maximum(high, 0), area, areas
+def overlaps(a: Array, b: Array) -> tuple[Array, Array]:
+    """[n, m] of boxes [n, 4] and [m, 4]: intersection over union, and intersection over the smaller of the two."""
+    wide = np.minimum(a[:, None, 2], b[:, 2]) - np.maximum(a[:, None, 0], b[:, 0])
+    high = np.minimum(a[:, None, 3], b[:, 3]) - np.maximum(a[:, None, 1], b[:, 1])
+    shared = np.maximum(wide, 0) * np.maximum(high, 0)
+    first = ((a[:, 2] - a[:, 0]) * (a[:, 3] - a[:, 1]))[:, None]
+    second = (b[:, 2] - b[:, 0]) * (b[:, 3] - b[:, 1])
+    union = np.maximum(first + second - shared, 1e-12)
+    return shared / union, shared / np.maximum(np.minimum(first, second), 1e-12)
 
 
 def suppress(boxes: Array, scores: Array, classes: Array, iou: float, limit: int) -> list[int]:
     """Indices of the boxes that stay, best first: of one class and overlapping by more than `iou`, the best only."""
+
+    def same(a: Array, b: Array) -> Array:
+        of_union, _ = overlaps(boxes[a], boxes[b])
+        return np.asarray((of_union > iou) & (classes[a][:, None] == classes[b]))
+
+    return _greedy(np.argsort(-scores, kind="stable"), same, limit)
+
+
+def _greedy(order: Array, same: Callable[[Array, Array], Array], limit: int) -> list[int]:
+    """Of indices in their order, those that are not the `same` as one before that stays; at most `limit`.
+
+    Blocks are compared at once: a call of NumPy for each box would cost more than the comparisons.
+    """
     kept: list[int] = []
-    rest = np.argsort(-scores, kind="stable")
-    while rest.size and len(kept) < limit:
-        best, rest = int(rest[0]), rest[1:]
-        kept.append(best)
-        again = (overlap(boxes[best], boxes[rest]) > iou) & (classes[rest] == classes[best])
-        rest = rest[~again]
+    for start in range(0, len(order), _BLOCK):
+        block = order[start : start + _BLOCK]
+        if kept:
+            block = block[~same(np.array(kept), block).any(axis=0)]
+        goes = same(block, block)
+        gone = np.zeros(len(block), bool)
+        for i, index in enumerate(block.tolist()):
+            if not gone[i]:
+                kept.append(index)
+                if len(kept) == limit:
+                    return kept
+                gone |= goes[i]
     return kept
 
 
@@ -213,15 +230,12 @@ def merge(found: Found, cut: Array, iou: float, limit: int) -> Found:
     overlaps one that stays by more than `iou`, or when CONTAINED of the smaller of the two is shared.
     """
     boxes, scores, classes = found
-    rest = np.lexsort((-scores, cut))
-    kept: list[int] = []
-    while rest.size:
-        best, rest = int(rest[0]), rest[1:]
-        kept.append(best)
-        shared, area, areas = _shared(boxes[best], boxes[rest])
-        union = np.maximum(area + areas - shared, 1e-12)
-        inside = shared > CONTAINED * np.minimum(area, areas)
-        again = ((shared > iou * union) | inside) & (classes[rest] == classes[best])
-        rest = rest[~again]
+
+    def same(a: Array, b: Array) -> Array:
+        of_union, of_smaller = overlaps(boxes[a], boxes[b])
+        close = (of_union > iou) | (of_smaller > CONTAINED)
+        return np.asarray(close & (classes[a][:, None] == classes[b]))
+
+    kept = _greedy(np.lexsort((-scores, cut)), same, len(boxes))
     order = sorted(kept, key=lambda i: -scores[i])[:limit]
     return Found(boxes[order], scores[order], classes[order])
