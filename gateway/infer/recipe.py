@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 from gateway.contract import Region, Result, Schema
-from gateway.errors import ModelError
+from gateway.errors import ModelError, OutputError
 from gateway.infer import boxes, spectra, steps
 from gateway.infer.answers import Answers, Place
 from gateway.infer.boxes import Found, Pixels
@@ -35,6 +35,7 @@ RECORDS_MEDIA = "records;"
 
 _MAX_MEDIA = 16  # distinct schemas remembered; a stream has one, a malicious peer must not grow us
 _PICTURE_STEPS = (Tiles, Fit)
+_T = TypeVar("_T")
 
 _Reader = Callable[[Buffer], Array]
 Compute = Callable[[Sequence[Array]], Sequence[Array]]
@@ -90,7 +91,8 @@ class Recipe:
             batch: how many inputs a call may take along the first axis, see `batch_of`.
 
         Raises:
-            ModelError: see `prepare` and `finish`.
+            ModelError: see `prepare`.
+            OutputError: see `finish`.
         """
         if not isinstance(self._manifest.input, Picture):
             inputs, place = self.prepare(data, media)
@@ -106,11 +108,11 @@ class Recipe:
                 if self._tiles is None:
                     results.append(self.finish(outputs, prepared.place))
                     continue
-                found = self._answers.found(outputs, prepared.place)
+                found = self._sound(partial(self._answers.found, outputs, prepared.place))
                 cut = boxes.cut_off(found.boxes, prepared.place.region, _fractions(picture, view.within))
                 looks[view.part].append((found, cut))
         if self._tiles is not None:
-            results = [self._answers.merged(look) for look in looks]
+            results = [self._sound(partial(self._answers.merged, look)) for look in looks]
         return Result(parts=tuple(results)) if named else results[0]
 
     def prepare(self, data: Buffer, media: str) -> Prepared:
@@ -142,9 +144,16 @@ class Recipe:
         """The runtime's outputs to a result.
 
         Raises:
-            ModelError: their shapes do not fit the steps or the labels, or a number is not finite.
+            OutputError: their shapes do not fit the steps or the labels, or a number is not finite.
         """
-        return self._answers.answer(outputs, place)
+        return self._sound(partial(self._answers.answer, outputs, place))
+
+    @staticmethod
+    def _sound(work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except ModelError as error:
+            raise OutputError(error.what, hint=error.hint) from error
 
     def _bad(self, what: str) -> ModelError:
         return ModelError(f"model '{self._manifest.name}': {what}", hint="mend the manifest and pack it again")
@@ -286,7 +295,10 @@ class Recipe:
             return
         outputs = compute([np.concatenate([prepared.inputs[0] for prepared in made])])
         if any(len(output) != len(made) for output in outputs):
-            raise self._bad(f"its outputs do not have one row for each of {len(made)} inputs: its batch is 1")
+            raise OutputError(
+                f"model '{self._manifest.name}': its outputs do not have one row for each of {len(made)} inputs",
+                hint="set the variant's batch to 1 and pack it again",
+            )
         for i in range(len(made)):
             yield [output[i : i + 1] for output in outputs]
 

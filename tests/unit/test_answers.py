@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gateway.contract import Result
-from gateway.errors import ModelError
+from gateway.errors import ModelError, OutputError
 from gateway.infer import golden, spectra, wire
 from gateway.infer.answers import MAX_TEXT
 from gateway.infer.manifest import (
@@ -231,3 +231,12 @@ def test_an_answer_too_large_for_a_packet_is_refused_and_the_worker_goes_on() ->
         first, second = (wire.unpack_answer(ours.recv(wire.PACKET_MAX)) for _ in range(2))
     assert first.kind is wire.Kind.REFUSED and b"an answer of" in first.payload
     assert (second.number, second.kind) == (1, wire.Kind.RESULT)
+
+
+def test_outputs_that_are_no_result_are_told_from_inputs_that_are_unusable() -> None:
+    model = recipe(task="classify", labels=("off", "run"), post=(TopK(),))
+    with pytest.raises(OutputError, match="answered nan"):
+        model.run(lambda inputs: [np.array([[np.nan, 1.0]])], bundles.window(1), bundles.MEDIA)
+    with pytest.raises(ModelError, match="takes records") as caught:
+        model.run(lambda inputs: [], b"", "image/png")
+    assert not isinstance(caught.value, OutputError)

@@ -2,14 +2,16 @@
 
 import itertools
 import re
+import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway import __main__
-from gateway.cascade import choose, widened
+from gateway.cascade import choose, resolve, widened
 from gateway.config import PipelineTable, load
 from gateway.contract import Detection
 from gateway.errors import ConfigError
@@ -104,6 +106,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -
     with pytest.raises(ConfigError) as caught:
         load(write(tmp_path, CONFIG.replace(old, new, 1)))
     assert re.search(says, str(caught.value)), str(caught.value)
+
+
+def test_the_documented_example_is_a_config() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "pipelines.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    tables = msgspec.convert(tomllib.loads(example)["pipeline"], tuple[PipelineTable, ...])
+    assert [table.source for table in resolve("here", tables)] == ["press-4", "dock-cam", "dock-cam"]
 
 
 TABLE = PipelineTable(name="plates", model="eye", after="objects", labels=("car", "bus"), max_regions=2)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.contract import Mask, Result
+from gateway.contract import Inference, Mask, Result
 from gateway.errors import ModelError
 from gateway.infer import masks
 from gateway.infer.manifest import Segment
@@ -71,6 +71,11 @@ def test_a_mask_crosses_json_and_messagepack() -> None:
 def test_rows_of_an_old_gateway_still_read() -> None:
     old = b'{"label":"a","score":0.5,"detections":[["a",0.5,0,0,1,1]]}'
     assert msgspec.json.decode(old, type=Result).text == ""
+    row = (
+        b'{"pipeline":"p","stamp":{"boot":"b","mono_ns":1,"wall_ns":null,"uncertainty_ns":0},"model":"m","bundle":"0",'
+    )
+    row += b'"backend":"onnx","took_us":5,"result":' + old + b',"input_seq":3}'
+    assert msgspec.json.decode(row, type=Inference).parent is None
 
 
 @pytest.mark.parametrize(

@@ -137,7 +137,7 @@ def test_one_region_is_one_part_and_can_be_prepared_alone() -> None:
 
 def test_a_model_without_a_batch_is_told_apart() -> None:
     recipe = Recipe(bundles.manifest(**BASE))
-    with pytest.raises(ModelError, match="one row for each of 4 inputs: its batch is 1"):
+    with pytest.raises(ModelError, match=r"one row for each of 4 inputs \(set the variant's batch to 1"):
         recipe.run(lambda inputs: [np.zeros((1, 3))], quarters(), media.with_regions("image/png", CORNERS), 4)
 
 
