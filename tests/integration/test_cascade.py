@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gateway.infer.bundle import Bundle
+from gateway.report import status_text
 from tests.integration.harness import MODELS, daemon, stored
 from tests.unit import bundles
 
@@ -75,6 +76,7 @@ def test_detections_are_looked_at_by_a_second_model(tmp_path: Path) -> None:
             )
             objects, jackets = status.pipelines
             assert jackets.after == "objects" and jackets.source == "dock" and jackets.skipped == 0
+            assert "after objects" in status_text(status)
             assert objects.newest is not None and jackets.newest is not None and objects.inferences >= 1
             parent = jackets.newest.parent
             assert parent is not None and (parent.pipeline, parent.label) == ("objects", "person")
