@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gateway import __version__
-from gateway.config import Config, load
+from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
 from gateway.infer.bundle_commands import add_commands as add_bundle_commands
 from gateway.store.commands import add_commands
@@ -145,7 +145,8 @@ def _summary(path: Path, config: Config) -> str:
     lines += [f"  source    {s.name}: {s.__struct_config__.tag}" for s in config.source]
     lines += [f"  model     {m.name}: {m.bundle}" for m in config.model]
     lines += [
-        f"  pipeline  {p.name}: {p.source}{'/' + p.stream if p.stream else ''} -> {p.model}" for p in config.pipeline
+        f"  pipeline  {p.name}: {p.source}{'/' + p.stream if p.stream else ''}{_closer(p)} -> {p.model}"
+        for p in config.pipeline
     ]
     lines += [f"  rule      {r.name}: {r.__struct_config__.tag}" for r in config.rule]
     lines += [f"  uplink    {u.name}: {u.host}:{u.port}" for u in config.uplink] or ["  uplink    none"]
@@ -153,6 +154,13 @@ def _summary(path: Path, config: Config) -> str:
     if config.trust.allow_unsigned:
         lines.append("  WARNING   trust.allow_unsigned: unsigned models are run; for development only")
     return "\n".join(lines)
+
+
+def _closer(pipeline: PipelineTable) -> str:
+    if not pipeline.after:
+        return f" (up to {pipeline.max_fps:g} pictures a second)" if pipeline.max_fps else ""
+    what = "/".join(pipeline.labels) or "everything"
+    return f" -> {what} of {pipeline.after} from {pipeline.min_score:g}, up to {pipeline.max_regions} regions"
 
 
 def _plan(args: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ from gateway.acquire.replay import PictureReplay
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
 from gateway.clockwatch import ClockWatch
-from gateway.config import Config, ModelTable, PipelineTable, SourceTable
+from gateway.config import Config, ModelTable, SourceTable
 from gateway.config import NodeSource as NodeTable
 from gateway.contract import (
     EVENTS_STREAM,
@@ -37,16 +37,15 @@ from gateway.contract import (
     Severity,
     Source,
     SourceState,
+    Stamp,
     StreamStatus,
     UplinkStatus,
 )  # fmt: skip
-from gateway.errors import ConfigError, ControlError, StoreError
-from gateway.infer.bundle import read_manifest
+from gateway.errors import ControlError, StoreError
 from gateway.infer.engine import Engine
-from gateway.infer.manifest import Window
 from gateway.infer.thumbnails import Thumbnails
 from gateway.panel import process as panel_process
-from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
+from gateway.pipelines import Pipelines
 from gateway.remote import Remote
 from gateway.store.pictures import Pictures
 from gateway.store.settings import spool_settings
@@ -117,6 +116,7 @@ class App:
     """What is running, and how it hangs together."""
 
     spool: Spool
+    _pipelines: Pipelines
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -125,9 +125,6 @@ class App:
         self._started = time.monotonic()
         self._sources: list[Source] = []
         self._engines: dict[str, Engine] = {}
-        self._sensor_pipelines: dict[str, list[SensorPipeline]] = {}  # by stream
-        self._camera_pipelines: dict[str, list[CameraPipeline]] = {}  # by source
-        self._pipelines: list[Pipeline] = []
         self._uplinks: list[Uplink] = []
         self._newest: dict[str, Sample] = {}
         self._frames: dict[str, Frame] = {}  # source -> newest picture that was looked at, or simply newest
@@ -147,8 +144,9 @@ class App:
         config = self.config
         for model in config.model:
             self._engines[model.name] = self._make_engine(model)
-        for table in config.pipeline:
-            self._make_pipeline(table)
+        self._pipelines = Pipelines(
+            config, self._engines, self.clock, self._inferred, self._looked, lambda name: partial(self.notify, name)
+        )
         for source in config.source:
             self._sources.append(self._make_source(source))
         self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
@@ -177,7 +175,7 @@ class App:
             tasks.create_task(source.run(SourceSink(self, source.name)), name=f"source {source.name}")
         for name, engine in self._engines.items():
             tasks.create_task(engine.supervise(), name=f"model {name}")
-        for pipeline in self._pipelines:
+        for pipeline in self._pipelines.running:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
         if self._thumbnails is not None:
@@ -219,28 +217,6 @@ class App:
             notify=partial(self.notify, table.name),
         )
 
-    def _make_pipeline(self, table: PipelineTable) -> None:
-        engine, notify = self._engines[table.model], partial(self.notify, table.name)
-        if table.stream:
-            length = table.window or self._own_length(table)
-            sensor = SensorPipeline(table, length, engine, self.clock, self._inferred, notify)
-            self._sensor_pipelines.setdefault(sensor.stream, []).append(sensor)
-            self._pipelines.append(sensor)
-        else:
-            camera = CameraPipeline(table, engine, self.clock, self._inferred, notify)
-            self._camera_pipelines.setdefault(table.source, []).append(camera)
-            self._pipelines.append(camera)
-
-    def _own_length(self, table: PipelineTable) -> int:
-        model = next(m for m in self.config.model if m.name == table.model)
-        takes = read_manifest(self.config.path(model.bundle)).input
-        if isinstance(takes, Window):
-            return takes.length
-        raise ConfigError(
-            f"pipeline '{table.name}': model '{table.model}' takes pictures, '{table.source}' gives readings",
-            hint="name a camera as source, or a model for windows",
-        )
-
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
     def samples(self, samples: Sequence[Sample], mark: Mark | None, since: float | None = None) -> asyncio.Future[None]:
@@ -249,7 +225,7 @@ class App:
         for sample in samples:
             self._newest[sample.stream] = sample
             self._rules.sample(sample)
-            for pipeline in self._sensor_pipelines.get(sample.stream, ()):
+            for pipeline in self._pipelines.by_stream.get(sample.stream, ()):
                 pipeline.sample(sample)
             for uplink in self._uplinks:
                 uplink.sample(sample)
@@ -266,7 +242,7 @@ class App:
 
     def frame(self, frame: Frame) -> None:
         """From a camera: handed to its pipelines; without one it is only shown."""
-        pipelines = self._camera_pipelines.get(frame.source, ())
+        pipelines = self._pipelines.by_source.get(frame.source, ())
         for pipeline in pipelines:
             pipeline.frame(frame)
         if not pipelines:
@@ -282,12 +258,18 @@ class App:
 
     def _inferred(self, inference: Inference, frame: Frame | None) -> None:
         self.spool.append_row(inference.pipeline, BatchKind.INFERENCES, _encode(inference))
-        if frame is not None:
-            self._frames[frame.source], self._seen[frame.source] = frame, inference
-        self._frame_of_change = frame
-        self._rules.inference(inference)
+        if inference.parent is None:
+            if frame is not None:
+                self._frames[frame.source], self._seen[frame.source] = frame, inference
+            self._frame_of_change = frame
+            self._rules.inference(inference)
         for uplink in self._uplinks:
             uplink.inference(inference)
+
+    def _looked(self, pipeline: str, stamp: Stamp, inferences: Sequence[Inference], frame: Frame) -> None:
+        """All regions of a picture were looked at: rules judge the picture, not one region after the other."""
+        self._frame_of_change = frame
+        self._rules.regions(pipeline, stamp, inferences)
 
     def _changed(self, change: Change) -> None:
         if change.keep_picture and self._frame_of_change is not None:
@@ -349,7 +331,7 @@ class App:
             sources=tuple(source.status() for source in self._sources),
             streams=tuple(self._stream(name, seq) for name, seq in sorted(self.spool.next_seq().items())),
             models=tuple(engine.status() for engine in self._engines.values()),
-            pipelines=tuple(pipeline.status() for pipeline in self._pipelines),
+            pipelines=tuple(pipeline.status() for pipeline in self._pipelines.all),
             spool=self.spool.status(),
             uplink=uplinks[0] if uplinks else UplinkStatus("off", "", 0, 0, 0, 0, 0),
             uplinks=uplinks,

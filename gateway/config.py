@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway.cascade import resolve
 from gateway.contract import TOPIC_ROOT
 from gateway.errors import ConfigError, ModelError
 from gateway.infer import device
@@ -152,11 +153,17 @@ class TrustTable(Table, frozen=True):
 
 class PipelineTable(Table, frozen=True):
     name: Name
-    source: Name
     model: Name
+    source: Name = ""  # with `after` that pipeline's own; `load` fills it in
     stream: str = ""  # a node's stream; empty for cameras
     window: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings a window; 0 takes the model's own length
     hop: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings between windows; 0 is half a window
+    max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0  # of a camera: look at no more pictures a second; 0: at all
+    after: Name = ""  # a pipeline that detects: look closer at each region it found
+    labels: tuple[str, ...] = ()  # of these objects only; empty takes all
+    min_score: Score = 0.5  # of the detection
+    max_regions: Annotated[int, Meta(ge=1, le=32)] = 8  # of one picture, the best first
+    margin: Annotated[float, Meta(ge=0, le=2)] = 0.1  # added to each side, as a share of the box
 
 
 class ThresholdRule(Table, frozen=True, tag_field="kind", tag="threshold"):
@@ -257,6 +264,7 @@ def load(path: Path) -> Config:
         raise _explained(path, message.replace("$.uplink[0]", "$.uplink") if alone else message) from error
     if len(os.fsencode(config.control_path)) > MAX_SOCKET_PATH:
         raise ConfigError(f"{path}: gateway.data_dir: too long a path for its control socket", hint="at most 90 bytes")
+    config = msgspec.structs.replace(config, pipeline=_resolved_pipelines(path, config))
     _check_references(path, config)
     _check_devices(path, config.inference)
     _check_files(path, config)
@@ -292,17 +300,22 @@ def _all_keys() -> set[str]:
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
 
 
+def _resolved_pipelines(path: Path, config: Config) -> tuple[PipelineTable, ...]:
+    _unique(path, "pipeline", (p.name for p in config.pipeline))
+    return resolve(str(path), config.pipeline)
+
+
 def _check_references(path: Path, config: Config) -> None:
     sources = _unique(path, "source", (s.name for s in config.source))
     models = _unique(path, "model", (m.name for m in config.model))
-    pipelines = _unique(path, "pipeline", (p.name for p in config.pipeline))
+    pipelines = {p.name for p in config.pipeline}
     _unique(path, "rule", (r.name for r in config.rule))
     _unique(path, "uplink", (u.name for u in config.uplink))
     kinds = {s.name: type(s) for s in config.source}
     for i, pipeline in enumerate(config.pipeline):
         _known(path, f"pipeline[{i}].source", pipeline.source, sources)
         _known(path, f"pipeline[{i}].model", pipeline.model, models)
-        if (kinds[pipeline.source] is PicturesSource) == bool(pipeline.stream):
+        if not pipeline.after and (kinds[pipeline.source] is PicturesSource) == bool(pipeline.stream):
             need = "takes no stream: delete the line" if pipeline.stream else "needs stream = the node's stream"
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
         if pipeline.window and pipeline.hop > pipeline.window:

@@ -15,6 +15,11 @@ from typing import Any, Protocol
 
 import msgspec
 
+from gateway.result import Detection as Detection
+from gateway.result import Mask as Mask
+from gateway.result import Region as Region
+from gateway.result import Result as Result
+
 EVENTS_STREAM = "events"
 AUDIT_STREAM = "audit"  # rows about commands, before and after each
 TOPIC_ROOT = "octo/v1"
@@ -140,33 +145,14 @@ class Frame(msgspec.Struct, frozen=True, gc=False):
     media: str = "image/jpeg"
 
 
-class Detection(msgspec.Struct, frozen=True, gc=False, array_like=True):
-    """One object on a picture; the box is in fractions of width and height, origin top left."""
+class Parent(msgspec.Struct, frozen=True, gc=False):
+    """Which detection of another pipeline an inference looked closer at, on the same picture (same `input_seq`, stamp)."""
 
+    pipeline: str
+    detection: int  # its index among all that the parent detected on the picture, in the order of its inferences
     label: str
-    score: float
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-
-class Result(msgspec.Struct, frozen=True, omit_defaults=True):
-    """What a model says about one window or picture, after its post steps.
-
-    Attributes:
-        label: the best class, empty when the model has none.
-        score: its probability, 0 to 1.
-        scores: label -> probability for every class that is reported.
-        detections: objects, best first.
-        values: further named numbers (an anomaly score, a regression).
-    """
-
-    label: str = ""
-    score: float = 0.0
-    scores: dict[str, float] = {}
-    detections: tuple[Detection, ...] = ()
-    values: dict[str, float] = {}
+    region: Region  # what was looked at: the box, widened by the margin
+    box: Region  # the detection's own box
 
 
 class Inference(msgspec.Struct, frozen=True):
@@ -180,6 +166,7 @@ class Inference(msgspec.Struct, frozen=True):
     took_us: int  # from handing over to having the result, queueing included
     result: Result
     input_seq: int = -1  # the frame's number, or the first reading of the window
+    parent: Parent | None = None  # of a pipeline that looks `after` another
 
 
 class Severity(enum.StrEnum):
@@ -318,8 +305,12 @@ class PipelineStatus(msgspec.Struct, frozen=True):
     source: str
     model: str
     inferences: int
-    skipped: int  # pictures that were replaced by a newer one before they were looked at
+    skipped: (
+        int  # pictures replaced by a newer one, windows or regions that no model answered, regions beyond the limit
+    )
     newest: Inference | None = None
+    thinned: int = 0  # pictures not looked at because of `max_fps`
+    after: str = ""  # the pipeline whose detections this one looks closer at
 
 
 class SpoolStatus(msgspec.Struct, frozen=True):

@@ -5,7 +5,8 @@
     ├── SourceError      a sensor or camera is missing or talks nonsense: reopened with backoff
     │   └── LinkError    bytes on the wire that are not our node protocol, or of another version
     ├── ModelError       a bundle or a runtime is unusable: next candidate, or rolled back
-    │   └── DeadlineError    a worker gave no answer in time: it is killed and replaced
+    │   ├── DeadlineError    a worker gave no answer in time: it is killed and replaced
+    │   └── OutputError  outputs that are no result: the runtime's fault, unless the golden samples still come out right
     ├── StoreError       the disk refused: acquisition waits, nothing is acknowledged
     │   └── DiskFullError    no room: the spool keeps what it has and retries
     ├── UplinkError      the broker is away or refused us: kept on disk, retried
@@ -52,6 +53,10 @@ class ModelError(OctogateError):
 
 class DeadlineError(ModelError):
     """A worker did not answer before its deadline."""
+
+
+class OutputError(ModelError):
+    """A model's outputs do not fit its post steps, or are not finite."""
 
 
 class StoreError(OctogateError):

@@ -37,8 +37,12 @@ def status_text(status: GatewayStatus) -> str:
         for m in status.models
     ]
     parts.append(_table(("model", "state", "backend", "runs", "p50 ms", "p99 ms", "restarts", "detail"), models))
-    pipelines = [(p.name, p.source, str(p.inferences), str(p.skipped), _seen(p.newest)) for p in status.pipelines]
-    parts.append(_table(("pipeline", "source", "inferences", "skipped", "newest"), pipelines))
+    pipelines = [
+        (p.name, f"after {p.after}" if p.after else p.source, str(p.inferences), str(p.skipped), str(p.thinned),
+         _seen(p.newest))
+        for p in status.pipelines
+    ]  # fmt: skip
+    parts.append(_table(("pipeline", "source", "inferences", "skipped", "thinned", "newest"), pipelines))
     parts.append(
         f"spool   {spool.state}, {spool.bytes / 1e6:.1f} MB, {spool.batches} batches, backlog {spool.backlog}, "
         f"commit p50 {spool.commit_p50_ms:.1f} ms, p99 {spool.commit_p99_ms:.1f} ms {spool.detail}".rstrip()
@@ -86,6 +90,10 @@ def _seen(inference: Inference | None) -> str:
     result = inference.result
     if result.detections:
         return ", ".join(f"{d.label} {d.score:.2f}" for d in result.detections[:4])
+    if result.text:
+        return f"'{result.text[:40]}' {result.score:.2f}"
+    if result.masks:
+        return ", ".join(f"{mask.label} {result.values.get(mask.label, 0.0):.0%}" for mask in result.masks[:4])
     return f"{result.label} {result.score:.2f}" if result.label else "nothing"
 
 

@@ -158,8 +158,7 @@ class Loaded:
 
     def answer(self, data: bytes, media: str) -> Result:
         """What the worker would answer."""
-        prepared = self.recipe.prepare(data, media)
-        return self.recipe.finish(self.runner(prepared.inputs), prepared.place)
+        return self.recipe.run(self.runner, data, media)
 
 
 def load(path: Path, keys: Iterable[Path] = (), *, backend: str = "", allow_unsigned: bool = False) -> Loaded:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from gateway.analyse.windows import time_of
 from gateway.config import ClassRule, DetectionRule, RuleTable, ThresholdRule
-from gateway.contract import Inference, Result, Sample, Severity
+from gateway.contract import Inference, Result, Sample, Severity, Stamp
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,9 @@ class Change:
     mono_ns: int
     detail: dict[str, object] = field(default_factory=dict)
     keep_picture: bool = False
+
+
+Seen = tuple[bool, str, dict[str, object]]  # whether a rule holds, why, and the figures of it
 
 
 class _Latch:
@@ -79,6 +82,12 @@ class Rules:
             if (change := rule.change(inference)) is not None:
                 self._changed(change)
 
+    def regions(self, pipeline: str, stamp: Stamp, inferences: Sequence[Inference]) -> None:
+        """One picture of a pipeline that looks at regions: a rule holds if it holds for any of them."""
+        for rule in self._by_pipeline.get(pipeline, ()):
+            if (change := rule.change_of_any(stamp, inferences)) is not None:
+                self._changed(change)
+
 
 class _Threshold:
     def __init__(self, table: ThresholdRule) -> None:
@@ -117,12 +126,22 @@ class _Looked:
         self._latch = _Latch(table.hold_s)
 
     def change(self, inference: Inference) -> Change | None:
-        table, result = self._table, inference.result
-        if isinstance(table, ClassRule):
-            holds, message, detail = _class_seen(table, result)
-        else:
-            holds, message, detail = _objects_seen(table, result)
-        if not self._latch.update(holds, inference.stamp.mono_ns):
+        return self._turned(inference.stamp, self._seen(inference.result), inference.input_seq)
+
+    def change_of_any(self, stamp: Stamp, inferences: Sequence[Inference]) -> Change | None:
+        """Of the regions of one picture; that for which it holds is told, else the first."""
+        looks = [(self._seen(inference.result), inference.input_seq) for inference in inferences]
+        nothing: Seen = (False, "nothing to look at", {})
+        seen, seq = next((look for look in looks if look[0][0]), looks[0] if looks else (nothing, -1))
+        return self._turned(stamp, seen, seq)
+
+    def _seen(self, result: Result) -> Seen:
+        table = self._table
+        return _class_seen(table, result) if isinstance(table, ClassRule) else _objects_seen(table, result)
+
+    def _turned(self, stamp: Stamp, seen: Seen, input_seq: int) -> Change | None:
+        table, (holds, message, detail) = self._table, seen
+        if not self._latch.update(holds, stamp.mono_ns):
             return None
         raised = self._latch.raised
         return Change(
@@ -131,13 +150,10 @@ class _Looked:
             raised=raised,
             severity=Severity(table.severity),
             message=f"{table.pipeline}: {message}",
-            mono_ns=inference.stamp.mono_ns,
-            detail={**detail, "input_seq": inference.input_seq},
+            mono_ns=stamp.mono_ns,
+            detail={**detail, "input_seq": input_seq},
             keep_picture=raised and isinstance(table, DetectionRule) and table.picture,
         )
-
-
-Seen = tuple[bool, str, dict[str, object]]
 
 
 def _class_seen(table: ClassRule, result: Result) -> Seen:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 import numpy as np
 
-from gateway.contract import Result
+from gateway.contract import Mask, Result
 from gateway.errors import ModelError
 from gateway.infer.backend import Runner
 from gateway.infer.bundle import Bundle
@@ -24,13 +24,12 @@ def check(bundle: Bundle, recipe: Recipe, runner: Runner, precision: Precision) 
     """
     for golden in bundle.manifest.golden:
         # a copy: the mapping may not be closed while an array looks into it
-        prepared = recipe.prepare(bytes(bundle.member(golden.input)), golden.media)
-        outputs = runner(prepared.inputs)
+        data = bytes(bundle.member(golden.input))
         expected = bytes(bundle.member(golden.expected))
         if golden.expected.endswith(".json"):
-            off = _result_off(recipe.finish(outputs, prepared.place), expected, golden)
+            off = _result_off(recipe.run(runner, data, golden.media), expected, golden)
         else:
-            off = _outputs_off(outputs, expected, golden)
+            off = _outputs_off(runner(recipe.prepare(data, golden.media).inputs), expected, golden)
         tolerance = golden.tolerance.get(precision)
         # not (off <= tolerance), so that NaN fails
         if tolerance is not None and not off <= tolerance:
@@ -41,10 +40,16 @@ def check(bundle: Bundle, recipe: Recipe, runner: Runner, precision: Precision) 
 
 
 def result_difference(a: Result, b: Result) -> float:
-    """The largest difference of any score, coordinate or value; infinite when labels, names or counts differ."""
-    if (a.label, len(a.detections), a.values.keys()) != (b.label, len(b.detections), b.values.keys()):
+    """The largest difference of any score, coordinate, value or share of a mask's cells.
+
+    Infinite when labels, names, texts or counts differ.
+    """
+    if _names(a) != _names(b):
         return float("inf")
     off = [abs(a.score - b.score)]
+    off += [abs(p - q) for p, q in zip(a.characters, b.characters, strict=True)]
+    off += [mask_difference(one, other) for one, other in zip(a.masks, b.masks, strict=True)]
+    off += [result_difference(one, other) for one, other in zip(a.parts, b.parts, strict=True)]
     # a class that only one of them lists is at most as far off as its score is above nothing
     off += [abs(a.scores.get(k, 0.0) - b.scores.get(k, 0.0)) for k in a.scores.keys() | b.scores.keys()]
     off += [abs(a.values[key] - b.values[key]) for key in a.values]
@@ -54,6 +59,27 @@ def result_difference(a: Result, b: Result) -> float:
         off.append(abs(one.score - other.score))
         off += [abs(getattr(one, side) - getattr(other, side)) for side in ("x0", "y0", "x1", "y1")]
     return max(off)
+
+
+def _names(result: Result) -> tuple[object, ...]:
+    """What must be the same."""
+    shape = len(result.detections), len(result.characters), len(result.masks), len(result.parts)
+    return result.label, result.text, result.values.keys(), shape
+
+
+def mask_difference(a: Mask, b: Mask) -> float:
+    """The share of cells that differ; infinite when the label or the grid does.
+
+    Raises:
+        ModelError: one of them is no mask.
+    """
+    if (a.label, a.width, a.height) != (b.label, b.width, b.height):
+        return float("inf")
+    try:
+        one, other = np.frombuffer(a.cells(), np.uint8), np.frombuffer(b.cells(), np.uint8)
+    except ValueError as error:
+        raise ModelError(f"a golden sample's mask: {error}", hint="pack the bundle again") from error
+    return float((one != other).mean())
 
 
 def outputs_difference(outputs: Sequence[Array], expected: Array) -> float:

@@ -44,6 +44,7 @@ class Variant(Part, frozen=True, kw_only=True):
     weights: Member | None = None  # the second file of an OpenVINO IR
     inputs: Annotated[tuple[str, ...], Meta(max_length=64)] = ()  # tensor names; empty takes the file's order
     outputs: Annotated[tuple[str, ...], Meta(max_length=64)] = ()  # the order the post steps expect
+    batch: Annotated[int, Meta(ge=1, le=256)] = 1  # inputs at once, if the first axis is dynamic; see recipe.batch_of
 
     def __post_init__(self) -> None:
         if (self.format == "openvino") != (self.weights is not None):
@@ -72,11 +73,30 @@ Input = Window | Picture
 
 # --- pre steps: what is done to the input before the runtime sees it ----------------------------------------------
 
+Taper = Literal["boxcar", "hann", "hamming", "blackman"]  # window functions: steps are `taper`, inputs are `window`
+
+
+class Tiles(Part, frozen=True, kw_only=True, tag_field="step", tag="tiles"):
+    """Before `fit`: a picture wider or higher than a tile is looked at tile by tile; detections are merged.
+
+    Attributes:
+        size: pixels of the picture that a tile is wide; its height has the aspect ratio of the model's input.
+        overlap: of neighbours, as a share of a tile; objects up to this size are whole on at least one tile.
+        max_tiles: of a picture that needs more, the tiles grow until so many do.
+        whole: look at the whole picture too, for what is larger than a tile.
+    """
+
+    size: Side
+    overlap: Annotated[float, Meta(ge=0.0, le=0.5)] = 0.2
+    max_tiles: Annotated[int, Meta(ge=1, le=64)] = 16
+    whole: bool = True
+
 
 class Fit(Part, frozen=True, kw_only=True, tag_field="step", tag="fit"):
     """Picture to the input's width x height: `stretch` ignores the aspect ratio, `letterbox` pads with `fill`."""
 
     mode: Literal["stretch", "letterbox"] = "stretch"
+    align: Literal["centre", "start"] = "centre"  # of a letterboxed picture: `start` pads on the right and below only
     fill: Annotated[int, Meta(ge=0, le=255)] = 114
     interpolation: Literal["linear", "area"] = "linear"
 
@@ -95,12 +115,33 @@ class Standardise(Part, frozen=True, kw_only=True, tag_field="step", tag="standa
     floor: Annotated[float, Meta(gt=0)] = 1e-6
 
 
-class Features(Part, frozen=True, kw_only=True, tag_field="step", tag="features"):
-    """A window [channels, length] to [channels * names]: for each channel each named figure, in that order."""
+FeatureName = Literal[
+    "mean", "rms", "std", "min", "max", "peak_to_peak", "crest", "kurtosis",
+    "centroid", "bandwidth", "rolloff", "spectral_kurtosis", "spectral_crest",
+]  # fmt: skip
 
-    names: Annotated[
-        tuple[Literal["mean", "rms", "std", "min", "max", "peak_to_peak", "crest"], ...], Meta(min_length=1)
-    ]
+
+class Features(Part, frozen=True, kw_only=True, tag_field="step", tag="features"):
+    """A window [channels, length] to [channels * (names + bands)]: for each channel each figure, in that order.
+
+    docs/bundle.md has the formulas. `bands_hz` adds the mean square of what lies in [low, high) Hz.
+    """
+
+    names: Annotated[tuple[FeatureName, ...], Meta(min_length=1, max_length=64)]
+    bands_hz: Annotated[tuple[tuple[float, float], ...], Meta(max_length=256)] = ()
+    taper: Taper = "hann"  # for everything spectral
+    rolloff: Share = 0.85  # the frequency below which this share of the magnitude lies
+
+
+class Spectrum(Part, frozen=True, kw_only=True, tag_field="step", tag="spectrum"):
+    """A window [channels, length] to its one-sided amplitude spectrum [channels, length // 2 + 1].
+
+    `amplitude`: a sine of amplitude A on a bin gives A there; `db`: 20 log10 of it, at least `floor_db`.
+    """
+
+    taper: Taper = "hann"
+    scale: Literal["amplitude", "db"] = "amplitude"
+    floor_db: Annotated[float, Meta(ge=-300, le=0)] = -120.0
 
 
 class Tensor(Part, frozen=True, kw_only=True, tag_field="step", tag="tensor"):
@@ -113,7 +154,7 @@ class Tensor(Part, frozen=True, kw_only=True, tag_field="step", tag="tensor"):
     dtype: Literal["float32", "uint8"] = "float32"
 
 
-PreStep = Fit | Normalise | Standardise | Features | Tensor
+PreStep = Tiles | Fit | Normalise | Standardise | Features | Spectrum | Tensor
 
 
 # --- post steps: from the runtime's outputs to a Result -----------------------------------------------------------
@@ -162,7 +203,82 @@ class Ssd(Part, frozen=True, kw_only=True, tag_field="step", tag="ssd"):
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
-PostStep = Softmax | TopK | Values | Ssd
+class Gfl(Part, frozen=True, kw_only=True, tag_field="step", tag="gfl"):
+    """Class scores and box distributions (Generalized Focal Loss; NanoDet) to detections.
+
+    The outputs are one pair for all strides, one pair a stride, or one tensor of both, scores first.
+    """
+
+    strides: Annotated[tuple[Positive, ...], Meta(min_length=1, max_length=16)] = (8, 16, 32)
+    reg_max: Annotated[int, Meta(ge=1, le=64)] = 7  # a side's distance is a distribution over 0 .. reg_max strides
+    offset: Share = 0.5  # of a cell's centre, in strides; NanoDet-Plus has 0
+    sigmoid: bool = False  # the scores are logits
+    min_score: Share = 0.4
+    iou: Share = 0.6
+    max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class Yolo(Part, frozen=True, kw_only=True, tag_field="step", tag="yolo"):
+    """The first output, one row a place: x, y, w, h, [objectness,] score a class; pixels of the model's input.
+
+    `columns` is its transpose, as YOLOv8 and later export it (without objectness); with `strides` the boxes are
+    relative to a grid's cells as YOLOX leaves them: (x + cell) * stride, exp(w) * stride.
+    """
+
+    layout: Literal["rows", "columns"] = "columns"
+    objectness: bool = False
+    strides: Annotated[tuple[Positive, ...], Meta(max_length=16)] = ()
+    min_score: Share = 0.4
+    iou: Share = 0.5
+    max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
+
+
+class Ctc(Part, frozen=True, kw_only=True, tag_field="step", tag="ctc"):
+    """The first output [steps, labels], probabilities, to text; label 0 is the blank (Graves et al. 2006).
+
+    `beam` 1 takes the best label of each step; more searches over prefixes. With a `lexicon` only its words are read.
+    """
+
+    beam: Annotated[int, Meta(ge=1, le=100)] = 1
+    lexicon: Labels = ()
+
+
+class Segment(Part, frozen=True, kw_only=True, tag_field="step", tag="segment"):
+    """The first output, one plane a class, to masks and to the share of the picture that each covers.
+
+    One plane is a foreground, inside where it is above `threshold`; of several each place belongs to the largest.
+    """
+
+    layout: Literal["nchw", "nhwc"]
+    sigmoid: bool = False
+    threshold: Share = 0.5
+    background: bool = False  # class 0 of several is "nothing": not reported
+    side: Annotated[int, Meta(ge=1, le=256)] = 64  # cells of a mask's longer side
+
+
+class Anomaly(Part, frozen=True, kw_only=True, tag_field="step", tag="anomaly"):
+    """How far a window is from what the model was trained on, in units of `threshold`, as the value `anomaly`.
+
+    Alone it also gives the label `anomaly` or `normal`; after another answer it adds the value only.
+
+    Attributes:
+        method: `reconstruction` compares an autoencoder's output with the model's input, `distance` measures an
+            embedding's distance from `mean` after the linear map `whiten` (rows of a square matrix; one value for
+            each dimension is a diagonal; without it the distance is Euclidean).
+        output: which of the outputs.
+        smooth: readings over which the squared reconstruction error is averaged before its largest value is taken;
+            0 averages over the whole window.
+    """
+
+    method: Literal["reconstruction", "distance"]
+    threshold: Annotated[float, Meta(gt=0)]
+    output: Annotated[int, Meta(ge=0, lt=64)] = 0
+    smooth: Annotated[int, Meta(ge=0, le=65536)] = 0
+    mean: Floats = ()
+    whiten: Floats = ()
+
+
+PostStep = Softmax | TopK | Values | Ssd | Gfl | Yolo | Ctc | Segment | Anomaly
 
 
 # --- the whole ----------------------------------------------------------------------------------------------------

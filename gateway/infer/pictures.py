@@ -6,18 +6,24 @@ before anything is decoded.
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 
+from gateway.contract import Region
 from gateway.errors import ModelError
 from gateway.infer.steps import Array, Buffer
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _NO_SIZE = frozenset({0xC4, 0xC8, 0xCC})  # DHT, JPG, DAC: within the range of the SOF markers, but none
 _HINT = "a JPEG or PNG picture is wanted; does the camera deliver whole ones?"
+_REDUCED = {
+    1: cv2.IMREAD_COLOR, 2: cv2.IMREAD_REDUCED_COLOR_2, 4: cv2.IMREAD_REDUCED_COLOR_4, 8: cv2.IMREAD_REDUCED_COLOR_8
+}  # fmt: skip
 _INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA}
 
 
@@ -58,8 +64,11 @@ def size(data: Buffer) -> tuple[int, int]:
     raise ModelError("not a picture: a JPEG without a size", hint=_HINT)
 
 
-def decode(data: Buffer, max_pixels: int) -> Array:
+def decode(data: Buffer, max_pixels: int, reduce: int = 1) -> Array:
     """Bytes to uint8 [height, width, 3], colours blue, green, red; turned as its EXIF orientation says.
+
+    Args:
+        reduce: 2, 4 or 8 gives the picture at that fraction of its size, which a JPEG decoder does while it decodes.
 
     Raises:
         ModelError: not a JPEG or PNG, damaged, or of more than `max_pixels`.
@@ -74,12 +83,40 @@ def decode(data: Buffer, max_pixels: int) -> Array:
     if (b"IEND" if data[0] == _PNG[0] else b"\xff\xd9") not in bytes(data[-4096:]):
         raise ModelError("a picture that is cut short", hint=_HINT)
     try:
-        picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        picture = cv2.imdecode(np.frombuffer(data, np.uint8), _REDUCED[reduce])
     except cv2.error as error:
         raise ModelError(f"cannot decode a picture: {error.err}", hint=_HINT) from error
     if picture is None:
         raise ModelError("cannot decode a picture: its data is damaged", hint=_HINT)
     return np.asarray(picture)
+
+
+def reduction(data: Buffer, regions: Sequence[Region], width: int, height: int) -> int:
+    """How far a picture may be reduced while it is decoded, so that every region still fills width x height.
+
+    1 without regions, and for what is no JPEG: nothing would be saved.
+    """
+    if not regions or bytes(data[:2]) != b"\xff\xd8":
+        return 1
+    sides = size(data)
+    enough = 8.0
+    for x0, y0, x1, y1 in regions:
+        # an EXIF orientation may turn the picture: both ways must be enough
+        for wide, high in (sides, sides[::-1]):
+            enough = min(enough, wide * (x1 - x0) / width, high * (y1 - y0) / height)
+    return next(k for k in (8, 4, 2, 1) if k <= max(enough, 1))
+
+
+def pixels(picture: Array, region: Region) -> tuple[int, int, int, int]:
+    """x0, y0, x1, y1 of a region, widened to whole pixels; the ends are not included."""
+    rows, columns = picture.shape[:2]
+    left, top = min(int(region[0] * columns), columns - 1), min(int(region[1] * rows), rows - 1)
+    return left, top, min(columns, math.ceil(region[2] * columns)), min(rows, math.ceil(region[3] * rows))
+
+
+def crop(picture: Array, at: tuple[int, int, int, int]) -> Array:
+    """A part of a picture, not copied."""
+    return picture[at[1] : at[3], at[0] : at[2]]
 
 
 def stretch(picture: Array, width: int, height: int, interpolation: str = "linear") -> Array:
@@ -90,14 +127,18 @@ def stretch(picture: Array, width: int, height: int, interpolation: str = "linea
 
 
 def letterbox(
-    picture: Array, width: int, height: int, fill: int, interpolation: str = "linear"
+    picture: Array, width: int, height: int, fill: int, interpolation: str = "linear", align: str = "centre"
 ) -> tuple[Array, Placement]:
-    """To width x height with its aspect ratio kept, centred, the rest filled with the grey `fill`."""
+    """To width x height with its aspect ratio kept, the rest filled with the grey `fill`.
+
+    Args:
+        align: `centre`, or `start` for the top left.
+    """
     rows, columns = picture.shape[:2]
     scale = min(width / columns, height / rows)
     inner_width = max(1, round(columns * scale))
     inner_height = max(1, round(rows * scale))
-    left, top = (width - inner_width) // 2, (height - inner_height) // 2
+    left, top = ((width - inner_width) // 2, (height - inner_height) // 2) if align == "centre" else (0, 0)
     out = np.full((height, width, 3), fill, np.uint8)
     out[top : top + inner_height, left : left + inner_width] = stretch(
         picture, inner_width, inner_height, interpolation

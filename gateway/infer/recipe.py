@@ -1,17 +1,19 @@
-"""What a manifest declares, made runnable: bytes from a source -> tensors, and outputs -> `Result`."""
+"""What a manifest declares, made runnable: bytes from a source -> tensors -> the model -> `Result`."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from gateway.contract import Detection, Result, Schema
-from gateway.errors import ModelError
-from gateway.infer import ssd, steps
+from gateway.contract import Region, Result, Schema
+from gateway.errors import ModelError, OutputError
+from gateway.infer import boxes, spectra, steps
+from gateway.infer.answers import Answers, Place
+from gateway.infer.boxes import Found, Pixels
+from gateway.infer.candidate import Candidate, variant_of
 from gateway.infer.manifest import (
     Features,
     Fit,
@@ -19,33 +21,44 @@ from gateway.infer.manifest import (
     Normalise,
     Picture,
     PreStep,
-    Softmax,
-    Ssd,
+    Spectrum,
     Standardise,
     Tensor,
-    TopK,
-    Values,
+    Tiles,
     Window,
 )
+from gateway.infer.media import split
 from gateway.infer.steps import Array, Buffer
 
 PICTURE_MEDIA = ("image/jpeg", "image/png")
 RECORDS_MEDIA = "records;"
 
 _MAX_MEDIA = 16  # distinct schemas remembered; a stream has one, a malicious peer must not grow us
+_PICTURE_STEPS = (Tiles, Fit)
+_T = TypeVar("_T")
 
-# x, y, width, height of the picture on the model's input, as fractions: pictures.Placement without loading OpenCV
-_Place = tuple[float, float, float, float]
-_WHOLE: _Place = (0.0, 0.0, 1.0, 1.0)
-_Reader = Callable[[Buffer], tuple[Array, _Place]]
-_Answer = Callable[[Sequence[Array], _Place], Result]
+_Reader = Callable[[Buffer], Array]
+Compute = Callable[[Sequence[Array]], Sequence[Array]]
+
+
+class _View(NamedTuple):
+    """One input made of a picture: of which region it is (by number), what it shows, in pixels."""
+
+    part: int
+    shows: Pixels
+    within: Pixels  # the region itself
+
+
+def batch_of(manifest: Manifest, candidate: Candidate) -> int:
+    """How many inputs one call of its runner takes: what its variant says, on the runtime that takes any number."""
+    return variant_of(manifest, candidate).batch if candidate.backend == "onnx" else 1
 
 
 class Prepared(NamedTuple):
     """The runtime's inputs, and what the post steps must know about how they were made."""
 
     inputs: tuple[Array, ...]
-    place: _Place
+    place: Place
 
 
 class Recipe:
@@ -61,38 +74,86 @@ class Recipe:
     def __init__(self, manifest: Manifest, threads: int = 1) -> None:
         self._manifest = manifest
         self._check_order()
-        self._pre = [self._transform(step) for step in manifest.pre if not isinstance(step, Fit)]
-        self._post = self._compile_post()
+        self._pre = [self._transform(step) for step in manifest.pre if not isinstance(step, _PICTURE_STEPS)]
+        self._tiles = next((step for step in manifest.pre if isinstance(step, Tiles)), None)
+        self._answers = Answers(manifest)
+        if self._tiles is not None and self._answers.finder is None:
+            raise self._bad("'tiles' is for detectors: only their answers can be merged")
         self._readers: dict[str, _Reader] = {}
-        self._picture = self._picture_reader(manifest.input, threads)
+        self._load_opencv(threads)
 
-    def prepare(self, data: Buffer, media: str) -> Prepared:
-        """Bytes of a source to the runtime's inputs.
+    def run(self, compute: Compute, data: Buffer, media: str, batch: int = 1) -> Result:
+        """Everything: bytes of a source to a result, by as many calls of the runner as it needs.
 
         Args:
-            media: `image/jpeg`, `image/png` or `records;<Schema.spec()>`.
+            compute: the runner.
+            media: as in `prepare`; of a picture with regions the result has `parts`, one for each.
+            batch: how many inputs a call may take along the first axis, see `batch_of`.
 
         Raises:
-            ModelError: the bytes are not what `media` says, or not what the model takes.
+            ModelError: see `prepare`.
+            OutputError: see `finish`.
         """
+        if not isinstance(self._manifest.input, Picture):
+            inputs, place = self.prepare(data, media)
+            return self.finish(compute(inputs), place)
+        picture, parts, named = self._open(data, media)
+        views = list(self._views(picture, parts))
+        results: list[Result] = []
+        looks: list[list[tuple[Found, Array]]] = [[] for _ in parts]
+        for start in range(0, len(views), batch):
+            chunk = views[start : start + batch]
+            made = [self._look(picture, view) for view in chunk]
+            for view, prepared, outputs in zip(chunk, made, self._together(compute, made), strict=True):
+                if self._tiles is None:
+                    results.append(self.finish(outputs, prepared.place))
+                    continue
+                found = self._sound(partial(self._answers.found, outputs, prepared.place))
+                cut = boxes.cut_off(found.boxes, prepared.place.region, _fractions(picture, view.within))
+                looks[view.part].append((found, cut))
+        if self._tiles is not None:
+            results = [self._sound(partial(self._answers.merged, look)) for look in looks]
+        return Result(parts=tuple(results)) if named else results[0]
+
+    def prepare(self, data: Buffer, media: str) -> Prepared:
+        """Bytes of a source to the runtime's inputs, where one call is enough for them.
+
+        Args:
+            media: `image/jpeg` or `image/png`, perhaps with a region (gateway.infer.media), or
+                `records;<Schema.spec()>`.
+
+        Raises:
+            ModelError: the bytes are not what `media` says, not what the model takes, or more than one input.
+        """
+        if isinstance(self._manifest.input, Picture):
+            picture, parts, _ = self._open(data, media)
+            views = list(self._views(picture, parts))
+            if len(views) != 1:
+                raise ModelError(f"model '{self._manifest.name}': {len(views)} inputs of one picture", hint="use run")
+            return self._look(picture, views[0])
         reader = self._readers.get(media)
         if reader is None:
             reader = self._reader(media)
             if len(self._readers) >= _MAX_MEDIA:
                 self._readers.clear()
             self._readers[media] = reader
-        x, place = reader(data)
-        for step in self._pre:
-            x = step(x)
-        return Prepared((x,), place)
+        inputs = (self._transformed(reader(data)),)
+        return Prepared(inputs, Place(inputs=inputs))
 
-    def finish(self, outputs: Sequence[Array], place: _Place = _WHOLE) -> Result:
+    def finish(self, outputs: Sequence[Array], place: Place = Place()) -> Result:  # noqa: B008 - a constant
         """The runtime's outputs to a result.
 
         Raises:
-            ModelError: their shapes do not fit the steps or the labels, or a number is not finite.
+            OutputError: their shapes do not fit the steps or the labels, or a number is not finite.
         """
-        return self._post(outputs, place)
+        return self._sound(partial(self._answers.answer, outputs, place))
+
+    @staticmethod
+    def _sound(work: Callable[[], _T]) -> _T:
+        try:
+            return work()
+        except ModelError as error:
+            raise OutputError(error.what, hint=error.hint) from error
 
     def _bad(self, what: str) -> ModelError:
         return ModelError(f"model '{self._manifest.name}': {what}", hint="mend the manifest and pack it again")
@@ -102,17 +163,20 @@ class Recipe:
         picture = isinstance(self._manifest.input, Picture)
         if not isinstance(pre[-1], Tensor) or any(isinstance(step, Tensor) for step in pre[:-1]):
             raise self._bad("the last pre step, and only that, must be 'tensor'")
-        if picture != isinstance(pre[0], Fit) or any(isinstance(step, Fit) for step in pre[1:]):
-            raise self._bad("'fit' must be the first pre step of a picture, and of nothing else")
+        rest = pre[1:] if isinstance(pre[0], Tiles) else pre
+        if picture != isinstance(rest[0], Fit) or any(isinstance(step, _PICTURE_STEPS) for step in rest[1:]):
+            raise self._bad("'fit' must be the first pre step of a picture, after 'tiles' if any, and of nothing else")
         layouts = ("nchw", "nhwc") if picture else ("ncl", "nlc", "flat")
         if pre[-1].layout not in layouts:
             raise self._bad(f"the layout '{pre[-1].layout}' does not fit the input; {', '.join(layouts)} do")
         for i, step in enumerate(pre):
-            if isinstance(step, Standardise | Features) and picture:
-                raise self._bad("'standardise' and 'features' are for windows")
+            if isinstance(step, Standardise | Features | Spectrum) and picture:
+                raise self._bad("'standardise', 'features' and 'spectrum' are for windows")
             flat = i + 2 == len(pre) and pre[-1].layout == "flat"
             if isinstance(step, Features) and not flat:
                 raise self._bad("'features' must be followed by 'tensor' with layout 'flat'")
+        if sum(isinstance(step, Features | Spectrum) for step in pre) > 1:
+            raise self._bad("only one of 'features' and 'spectrum' can be made of a window")
 
     def _transform(self, step: PreStep) -> Callable[[Array], Array]:
         match step:
@@ -125,17 +189,31 @@ class Recipe:
             case Standardise():
                 return partial(steps.standardise, floor=step.floor)
             case Features():
-                return partial(steps.features, names=step.names)
+                return partial(
+                    spectra.features, names=step.names, rate_hz=self._rate(), bands_hz=step.bands_hz,
+                    taper=step.taper, rolloff=step.rolloff,
+                )  # fmt: skip
+            case Spectrum():
+                return partial(self._spectrum, step)
             case Tensor():
                 return partial(steps.tensor, layout=step.layout, dtype=step.dtype)
-            case Fit():
-                raise self._bad("'fit' is part of reading a picture")
+            case Fit() | Tiles():
+                raise self._bad("'fit' and 'tiles' are part of reading a picture")
+
+    def _rate(self) -> float:
+        return self._manifest.input.rate_hz if isinstance(self._manifest.input, Window) else 1.0
+
+    @staticmethod
+    def _spectrum(step: Spectrum, x: Array) -> Array:
+        out = spectra.amplitudes(x, step.taper)
+        return spectra.decibels(out, step.floor_db) if step.scale == "db" else out
+
+    def _transformed(self, x: Array) -> Array:
+        for step in self._pre:
+            x = step(x)
+        return x
 
     def _reader(self, media: str) -> _Reader:
-        if self._picture is not None:
-            if media not in PICTURE_MEDIA:
-                raise ModelError(f"model '{self._manifest.name}' takes pictures, not {media[:60]}")
-            return self._picture
         window = self._manifest.input
         if not media.startswith(RECORDS_MEDIA) or not isinstance(window, Window):
             raise ModelError(f"model '{self._manifest.name}' takes records, not {media[:60]}")
@@ -145,111 +223,86 @@ class Recipe:
             raise ModelError(f"not a schema of records: {media[:60]}") from error
         read, length = steps.records(schema, window.channels), window.length
 
-        def read_window(data: Buffer) -> tuple[Array, _Place]:
+        def read_window(data: Buffer) -> Array:
             if len(data) != length * schema.record_size:
                 raise ModelError(
                     f"model '{self._manifest.name}' takes {length} records of {schema.record_size} bytes, "
                     f"got {len(data)} bytes",
                     hint="leave out the pipeline's window, or set it to the model's length",
                 )
-            return read(data), _WHOLE
+            return read(data)
 
         return read_window
 
-    def _picture_reader(self, spec: Window | Picture, threads: int) -> _Reader | None:
-        if not isinstance(spec, Picture):
-            return None
-        # only models of pictures pay for OpenCV
+    # --- pictures ---------------------------------------------------------------------------------------------
+
+    def _load_opencv(self, threads: int) -> None:
+        if isinstance(self._manifest.input, Picture):
+            # only models of pictures pay for OpenCV
+            from gateway.infer import pictures
+
+            pictures.set_threads(threads)
+
+    def _open(self, data: Buffer, media: str) -> tuple[Array, list[Pixels], bool]:
+        """The decoded picture, what is to be looked at in its pixels, and whether regions were named."""
         from gateway.infer import pictures
 
-        pictures.set_threads(threads)
-        fit = self._manifest.pre[0]
-        assert isinstance(fit, Fit)  # _check_order
+        spec = self._manifest.input
+        assert isinstance(spec, Picture)  # the callers have looked
+        kind, regions = split(media)
+        if kind not in PICTURE_MEDIA:
+            raise ModelError(f"model '{self._manifest.name}' takes pictures, not {kind[:60]}")
+        # a tile's size is in pixels of the camera's own picture
+        reduce = 1 if self._tiles else pictures.reduction(data, regions, spec.width, spec.height)
+        picture = pictures.decode(data, spec.max_pixels, reduce)
+        if not regions:
+            return picture, [(0, 0, picture.shape[1], picture.shape[0])], False
+        return picture, [pictures.pixels(picture, region) for region in regions], True
 
-        def read_picture(data: Buffer) -> tuple[Array, _Place]:
-            x, place = pictures.decode(data, spec.max_pixels), pictures.WHOLE
-            if fit.mode == "letterbox":
-                x, place = pictures.letterbox(x, spec.width, spec.height, fit.fill, fit.interpolation)
-            else:
-                x = pictures.stretch(x, spec.width, spec.height, fit.interpolation)
-            # colours last: on the small picture, not on the camera's
-            return (pictures.swap_colours(x) if spec.colour == "rgb" else x), place
+    def _views(self, picture: Array, parts: Sequence[Pixels]) -> Iterator[_View]:
+        """What the model is shown of each part: the whole of it, its tiles, or both."""
+        step, spec = self._tiles, self._manifest.input
+        for number, part in enumerate(parts):
+            x0, y0, x1, y1 = part
+            grid: list[Pixels] = [(0, 0, x1 - x0, y1 - y0)]
+            if step is not None and isinstance(spec, Picture):
+                tile = (step.size, max(1, round(step.size * spec.height / spec.width)))
+                grid = boxes.tiles(x1 - x0, y1 - y0, tile, step.overlap, step.max_tiles)
+                if len(grid) > 1 and step.whole:
+                    yield _View(number, part, part)
+            for left, top, right, bottom in grid:
+                yield _View(number, (x0 + left, y0 + top, x0 + right, y0 + bottom), part)
 
-        return read_picture
+    def _look(self, picture: Array, view: _View) -> Prepared:
+        from gateway.infer import pictures
 
-    def _compile_post(self) -> _Answer:
-        *before, last = self._manifest.post
-        if any(not isinstance(step, Softmax) for step in before) or isinstance(last, Softmax):
-            raise self._bad("post steps are any 'softmax', then one of 'top_k', 'values' and 'ssd'")
-        match last:
-            case TopK():
-                answer = self._classes(last)
-            case Values():
-                answer = self._numbers(last)
-            case Ssd():
-                answer = self._objects(last)
-        if not before:
-            return answer
-        return lambda outputs, place: answer([steps.softmax(outputs[0]), *outputs[1:]], place)
+        spec, x = self._manifest.input, pictures.crop(picture, view.shows)
+        fit = next(step for step in self._manifest.pre if isinstance(step, Fit))
+        assert isinstance(spec, Picture)  # the callers have looked
+        at = pictures.WHOLE
+        if fit.mode == "letterbox":
+            x, at = pictures.letterbox(x, spec.width, spec.height, fit.fill, fit.interpolation, fit.align)
+        else:
+            x = pictures.stretch(x, spec.width, spec.height, fit.interpolation)
+        # colours last: on the small picture, not on the camera's
+        x = self._transformed(pictures.swap_colours(x) if spec.colour == "rgb" else x)
+        return Prepared((x,), Place(*at, _fractions(picture, view.shows), (x,)))
 
-    def _classes(self, step: TopK) -> _Answer:
-        labels = self._manifest.labels
-        if not labels:
-            raise self._bad("'top_k' needs labels")
-
-        def answer(outputs: Sequence[Array], place: _Place) -> Result:
-            scores = outputs[0].reshape(-1)
-            if len(scores) != len(labels):
-                raise self._bad(f"{len(scores)} scores for {len(labels)} labels")
-            best = steps.top_k(scores, step.k).tolist()
-            named = {labels[i]: float(scores[i]) for i in best}
-            self._check_finite(named)
-            label, score = next(iter(named.items()))
-            kept = {name: value for name, value in named.items() if value >= step.min_score}
-            return Result(label, score, kept) if kept else Result()
-
-        return answer
-
-    def _numbers(self, step: Values) -> _Answer:
-        def answer(outputs: Sequence[Array], place: _Place) -> Result:
-            numbers = outputs[0].reshape(-1)
-            if len(numbers) != len(step.names):
-                raise self._bad(f"{len(numbers)} values for {len(step.names)} names")
-            scaled = (numbers.astype(np.float64) * step.scale + step.offset).tolist()
-            values = dict(zip(step.names, scaled, strict=True))
-            self._check_finite(values)
-            return Result(values=values)
-
-        return answer
-
-    def _objects(self, step: Ssd) -> _Answer:
-        spec, labels = self._manifest.input, self._manifest.labels
-        if not isinstance(spec, Picture) or not labels:
-            raise self._bad("'ssd' needs a picture and labels")
-        grid = ssd.anchors(step, spec.width, spec.height)
-
-        def answer(outputs: Sequence[Array], place: _Place) -> Result:
-            if len(outputs) < 2 or outputs[1].shape[-1] != len(labels):
-                raise self._bad(f"'ssd' needs boxes, then scores for {len(labels)} labels")
-            boxes, scores, classes = ssd.detect(outputs[0], outputs[1], grid, step)
-            # from the model's input back to the camera's picture
-            boxes = (boxes - np.array([place[0], place[1]] * 2)) / np.array([place[2], place[3]] * 2)
-            corners = np.clip(boxes, 0, 1).tolist()
-            found = tuple(
-                Detection(labels[index], score, *corner)
-                for index, score, corner in zip(classes.tolist(), scores.tolist(), corners, strict=True)
+    def _together(self, compute: Compute, made: Sequence[Prepared]) -> Iterator[Sequence[Array]]:
+        """The outputs for each of these inputs, of one call. An output is valid until the next one is asked for."""
+        if len(made) == 1:
+            yield compute(made[0].inputs)
+            return
+        outputs = compute([np.concatenate([prepared.inputs[0] for prepared in made])])
+        if any(len(output) != len(made) for output in outputs):
+            raise OutputError(
+                f"model '{self._manifest.name}': its outputs do not have one row for each of {len(made)} inputs",
+                hint="set the variant's batch to 1 and pack it again",
             )
-            if not found:
-                return Result()
-            self._check_finite({str(i): sum(corner) for i, corner in enumerate(corners)})
-            return Result(found[0].label, found[0].score, detections=found)
+        for i in range(len(made)):
+            yield [output[i : i + 1] for output in outputs]
 
-        return answer
 
-    def _check_finite(self, named: dict[str, float]) -> None:
-        for name, value in named.items():
-            if not math.isfinite(value):
-                raise ModelError(
-                    f"model '{self._manifest.name}' answered {value} for {name}",
-                    hint="does the input hold readings that are not finite?",
-                )
+def _fractions(picture: Array, pixels: Pixels) -> Region:
+    height, width = picture.shape[:2]
+    return pixels[0] / width, pixels[1] / height, pixels[2] / width, pixels[3] / height

@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from gateway.errors import ModelError
+from gateway.infer.boxes import Found, choose, sigmoid, suppress
 from gateway.infer.manifest import Ssd
 from gateway.infer.steps import Array, Float32
 
@@ -73,30 +74,8 @@ def decode_boxes(raw: Array, grid: Float32, spec: Ssd) -> Float32:
     return np.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], axis=1).astype(np.float32)
 
 
-def overlap(box: Array, boxes: Array) -> Array:
-    """Intersection over union of one box [4] with each of [n, 4]."""
-    wide = np.minimum(box[2], boxes[:, 2]) - np.maximum(box[0], boxes[:, 0])
-    high = np.minimum(box[3], boxes[:, 3]) - np.maximum(box[1], boxes[:, 1])
-    shared = np.maximum(wide, 0) * np.maximum(high, 0)
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-    return np.asarray(shared / np.maximum(area + areas - shared, 1e-12))
-
-
-def suppress(boxes: Array, scores: Array, classes: Array, iou: float, limit: int) -> list[int]:
-    """Indices of the boxes that stay, best first: of one class and overlapping by more than `iou`, the best only."""
-    kept: list[int] = []
-    rest = np.argsort(-scores, kind="stable")
-    while rest.size and len(kept) < limit:
-        best, rest = int(rest[0]), rest[1:]
-        kept.append(best)
-        again = (overlap(boxes[best], boxes[rest]) > iou) & (classes[rest] == classes[best])
-        rest = rest[~again]
-    return kept
-
-
-def detect(raw: Array, logits: Array, grid: Float32, spec: Ssd) -> tuple[Float32, Array, Array]:
-    """Boxes [k, 4] (x0, y0, x1, y1), scores [k] and classes [k] of the detections, best first.
+def detect(raw: Array, logits: Array, grid: Float32, spec: Ssd) -> Found:
+    """The detections.
 
     Args:
         raw: [anchors, 4], logits: [anchors, classes]; a leading batch axis of 1 is ignored.
@@ -111,11 +90,17 @@ def detect(raw: Array, logits: Array, grid: Float32, spec: Ssd) -> tuple[Float32
             hint="mend the ssd step's strides and ratios, or the variant's order of outputs",
         )
     first = 1 if spec.background else 0
-    classes = logits[:, first:].argmax(axis=1) + first
-    best = logits[np.arange(len(logits)), classes].astype(np.float64)
-    # sigmoid is monotonic: applied to the best class only; clipped so that exp cannot overflow
-    scores = 1 / (1 + np.exp(-np.clip(best, -100, 100))) if spec.sigmoid else best
-    chosen = np.flatnonzero(scores >= spec.min_score)
+    # sigmoid is monotonic: a threshold on the logits chooses the same rows, and only those are computed
+    least = _logit(spec.min_score) if spec.sigmoid else spec.min_score
+    chosen, scores, classes = choose(logits[:, first:], least)
+    if spec.sigmoid:
+        scores = sigmoid(scores)
     boxes = decode_boxes(raw[chosen], grid[chosen], spec)
-    kept = suppress(boxes, scores[chosen], classes[chosen], spec.iou, spec.max_detections)
-    return boxes[kept], scores[chosen][kept], classes[chosen][kept]
+    kept = suppress(boxes, scores, classes, spec.iou, spec.max_detections)
+    return Found(boxes[kept], scores[kept], classes[kept] + first)
+
+
+def _logit(score: float) -> float:
+    if score <= 0:
+        return -math.inf
+    return math.inf if score >= 1 else math.log(score / (1 - score))

@@ -1,7 +1,8 @@
 """The arithmetic around a model: windows and tensors before it, scores and values after it.
 
-The same functions serve training and the device. NumPy only; pictures are in `pictures.py`, boxes in `ssd.py`,
-and `recipe.py` strings together what a manifest declares.
+The same functions serve training and the device. NumPy only; spectra and features are in `spectra.py`, boxes in
+`boxes.py` and `ssd.py`, text in `ctc.py`, masks in `masks.py`, anomalies in `anomaly.py`, pictures in `pictures.py`;
+`recipe.py` and `answers.py` string together what a manifest declares.
 """
 
 from __future__ import annotations
@@ -83,23 +84,6 @@ def standardise(x: Float32, floor: float) -> Float32:
     centred = x - x.mean(axis=1, keepdims=True)
     deviation = np.sqrt(np.mean(centred * centred, axis=1, keepdims=True))
     return np.asarray(centred / np.maximum(deviation, floor), np.float32)
-
-
-_FEATURES: dict[str, Callable[[Float32], Array]] = {
-    "mean": lambda x: x.mean(axis=1),
-    "rms": lambda x: np.sqrt(np.mean(x * x, axis=1)),
-    "std": lambda x: x.std(axis=1),
-    "min": lambda x: x.min(axis=1),
-    "max": lambda x: x.max(axis=1),
-    "peak_to_peak": lambda x: np.ptp(x, axis=1),
-    # a channel that is 0 throughout has no crest: 0, not a division by zero
-    "crest": lambda x: np.abs(x).max(axis=1) / np.maximum(np.sqrt(np.mean(x * x, axis=1)), 1e-12),
-}
-
-
-def features(x: Float32, names: Sequence[str]) -> Float32:
-    """[channels, length] to [channels * names]: every figure of the first channel, then of the next."""
-    return np.stack([_FEATURES[name](x) for name in names], axis=1).astype(np.float32).ravel()
 
 
 def tensor(x: Array, layout: str, dtype: str) -> Array:

@@ -13,8 +13,9 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -23,6 +24,9 @@ from gateway.contract import Result
 from gateway.errors import ModelError
 from gateway.infer import wire
 from gateway.infer.wire import Kind, Setup
+
+if TYPE_CHECKING:
+    from gateway.infer.steps import Array  # loads NumPy
 
 _encode = msgspec.msgpack.Encoder().encode
 Answerer = Callable[[memoryview, str], Result]
@@ -68,7 +72,7 @@ def prepare(setup: Setup) -> tuple[wire.Ready, Answerer]:
     from gateway.infer.backend import load_each
     from gateway.infer.bundle import Bundle
     from gateway.infer.candidate import defaults
-    from gateway.infer.recipe import Recipe
+    from gateway.infer.recipe import Recipe, batch_of
 
     with Bundle(Path(setup.bundle)) as bundle:
         verified = bundle.verify(map(Path, setup.keys), allow_unsigned=setup.allow_unsigned)
@@ -90,13 +94,16 @@ def prepare(setup: Setup) -> tuple[wire.Ready, Answerer]:
                 hint="install a runtime for one of its formats, or pack one that fits",
             )
 
-    def answer(data: memoryview, media: str) -> Result:
-        prepared = recipe.prepare(data, media)
+    def compute(inputs: Sequence[Array]) -> Sequence[Array]:
         try:
-            outputs = runner(prepared.inputs)
+            return runner(inputs)
         except ModelError as error:
             raise _Broken(str(error)) from error
-        return recipe.finish(outputs, prepared.place)
+
+    batch = batch_of(bundle.manifest, candidate)
+
+    def answer(data: memoryview, media: str) -> Result:
+        return recipe.run(compute, data, media, batch)
 
     ready = wire.Ready(os.getpid(), candidate, runner.description, verified.digest, verified.signed_by, tuple(rejected))
     return ready, answer
@@ -120,6 +127,9 @@ def serve(channel: socket.socket, memory: memoryview, slot_bytes: int, answer: A
         else:
             took = (time.monotonic_ns() - started) // 1000
             reply = wire.pack_answer(job.number, took, Kind.RESULT, _encode(result))
+        if len(reply) > wire.PACKET_MAX:
+            large = ModelError(f"an answer of {len(reply)} bytes", hint="fewer regions, detections or smaller masks")
+            reply = _fault(job.number, Kind.REFUSED, large)
         try:
             channel.send(reply)
         except (BrokenPipeError, ConnectionResetError):

@@ -37,7 +37,8 @@ MODEL_COUNTERS: tuple[Spec, ...] = (
 )
 PIPELINE_COUNTERS: tuple[Spec, ...] = (
     ("pipeline_inferences", "Inferences made.", lambda p: p.inferences),
-    ("pipeline_skipped", "Pictures replaced by a newer one before they were looked at.", lambda p: p.skipped),
+    ("pipeline_skipped", "Pictures, windows and regions that were not looked at.", lambda p: p.skipped),
+    ("pipeline_thinned", "Pictures left out because of max_fps.", lambda p: p.thinned),
 )
 GATEWAY_COUNTERS: tuple[Spec, ...] = (
     ("process_cpu_seconds", "CPU time of the gateway's own process.", lambda g: g.process.cpu_s),

@@ -172,10 +172,10 @@ function showPipelines(s) {
   }, (node, x) => {
     const result = x.newest?.result ?? {};
     const found = result.detections ?? [];
-    say(node.heading, x.name);
-    say(node.end, `${whole(x.inferences)} made${x.skipped ? ` · ${whole(x.skipped)} skipped` : ""}`);
+    say(node.heading, x.after ? `${x.name} (after ${x.after})` : x.name);
+    say(node.end, `${whole(x.inferences)} made${x.skipped ? ` · ${whole(x.skipped)} skipped` : ""}${x.thinned ? ` · ${whole(x.thinned)} thinned` : ""}`);
     node.end.className = "end small";
-    say(node.label, !x.newest ? "waiting for input" : result.label || (found.length ? plural(found.length, "object") : "nothing found"));
+    say(node.label, !x.newest ? (x.after ? `nothing found by ${x.after} yet` : "waiting for input") : result.text || result.label || (found.length ? plural(found.length, "object") : "nothing found"));
     const scores = found.length ? found.map((d) => [d[0], d[1]]) : Object.entries(result.scores ?? {}).sort((a, b) => b[1] - a[1]);
     const best = Math.max(0, ...scores.map((c) => c[1]));
     const cells = scores.slice(0, 6).flatMap((c, i) => [["name", i, c], ["track", i, c], ["score", i, c]]);

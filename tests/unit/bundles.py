@@ -10,12 +10,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cv2
 import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.contract import Result
-from gateway.infer.manifest import Golden, Manifest, Precision, Tensor, Values, Variant, Window
+from gateway.infer.manifest import (
+    Fit, Golden, Manifest, Normalise, Picture, Precision, Tensor, TopK, Values, Variant, Window,
+)
 from sdk.bundle import openvino_variant, pack
 
 LENGTH = 8
@@ -123,8 +126,9 @@ def _field(number: int, value: bytes | str | int) -> bytes:
     return _varint(number << 3 | 2) + _varint(len(data)) + data
 
 
-def _value(name: str, kind: int, shape: Sequence[int]) -> bytes:
-    dims = b"".join(_field(1, _field(1, n)) for n in shape)
+def _value(name: str, kind: int, shape: Sequence[int | str]) -> bytes:
+    """A text in the shape is a dynamic dimension."""
+    dims = b"".join(_field(1, _field(1 if isinstance(n, int) else 2, n)) for n in shape)
     return _field(1, name) + _field(2, _field(1, _field(1, kind) + _field(2, dims)))
 
 
@@ -180,6 +184,39 @@ def onnx_model(shape: Sequence[int] = (1, LENGTH)) -> bytes:
         ],
     )
     return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 13))
+
+
+def colour_model(side: int) -> bytes:
+    """Input `x` float32 [n, side, side, 3], output `y` float32 [n, 3]: the mean of each colour, of any number at once."""
+    axes = _field(5, _field(1, "axes") + _field(8, 1) + _field(8, 2) + _field(20, 7))
+    keep = _field(5, _field(1, "keepdims") + _field(3, 0) + _field(20, 2))
+    graph = _graph(
+        [_node("ReduceMean", ["x"], ["y"], axes + keep)],
+        [_value("x", _FLOAT, ["n", side, side, 3])],
+        [_value("y", _FLOAT, ["n", 3])],
+        [],
+    )
+    return _field(1, 8) + _field(7, graph) + _field(8, _field(2, 13))
+
+
+def make_colours(path: Path, side: int = 16, batch: int = 8) -> Path:
+    """A classifier of pictures by their prevailing colour: red, green or blue."""
+    red = cv2.imencode(".png", np.full((4, 4, 3), (0, 0, 255), np.uint8))[1].tobytes()
+    golden = Golden(input="golden/0", media="image/png", expected="golden/0.json", tolerance={"fp32": 1e-4})
+    colours = manifest(
+        name="colours",
+        task="classify",
+        labels=("red", "green", "blue"),
+        input=Picture(width=side, height=side),
+        pre=(Fit(interpolation="area"), Normalise(scale=1 / 255), Tensor(layout="nhwc")),
+        post=(TopK(k=3),),
+        variants=(Variant(file="model.onnx", format="onnx", precision="fp32", batch=batch),),
+        golden=(golden,),
+    )
+    expected = Result("red", 1.0, {"red": 1.0, "green": 0.0, "blue": 0.0})
+    members = {"model.onnx": colour_model(side), "golden/0": red, "golden/0.json": msgspec.json.encode(expected)}
+    pack(path, colours, {**members, "card.md": b"# colours\n"}, None)
+    return path
 
 
 # --- TFLite -------------------------------------------------------------------------------------------------------

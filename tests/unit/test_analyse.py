@@ -100,3 +100,16 @@ def test_detections_are_counted_and_the_picture_kept() -> None:
     changes = run([rule], [inference(1, one), inference(2, two), inference(3, two), inference(4, one)])
     assert [(c.raised, c.keep_picture) for c in changes] == [(True, True), (False, False)]
     assert changes[0].detail["count"] == 2
+
+
+def test_a_rule_judges_all_regions_of_a_picture_together() -> None:
+    rule = ClassRule(name="helmetless", pipeline="eye", labels=("bare",))
+    changes: list[Change] = []
+    rules = Rules([rule], changes.append)
+    bare, helmet = Result("bare", 0.9), Result("helmet", 0.9)
+    for second, says in enumerate([[helmet, bare], [bare, helmet], [helmet], [bare], []]):
+        looks = [inference(second * 10**9, result) for result in says]
+        rules.regions("eye", Stamp("boot", second * 10**9, None, 0), looks)
+    assert [(c.raised, c.mono_ns // 10**9) for c in changes] == [(True, 0), (False, 2), (True, 3), (False, 4)]
+    assert changes[0].detail["label"] == "bare" and changes[1].detail["label"] == "helmet"
+    assert changes[3].message == "eye: nothing to look at"

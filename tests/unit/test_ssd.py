@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import ModelError
-from gateway.infer import ssd
+from gateway.infer import boxes, ssd
 from gateway.infer.manifest import Ssd
 
 SPEC = Ssd()
@@ -49,8 +49,8 @@ def test_layers_of_equal_stride_share_a_grid() -> None:
 def test_decode_boxes() -> None:
     grid = ssd.anchors(SPEC, 300, 300)[:50]
     raw = RNG.normal(0, 2, (50, 4)).astype(np.float32)
-    boxes = ssd.decode_boxes(raw, grid, SPEC)
-    for (dy, dx, dh, dw), (ax, ay, aw, ah), box in zip(raw.tolist(), grid.tolist(), boxes.tolist(), strict=True):
+    decoded = ssd.decode_boxes(raw, grid, SPEC)
+    for (dy, dx, dh, dw), (ax, ay, aw, ah), box in zip(raw.tolist(), grid.tolist(), decoded.tolist(), strict=True):
         x, y = dx / 10 * aw + ax, dy / 10 * ah + ay
         w, h = math.exp(dw / 5) * aw, math.exp(dh / 5) * ah
         assert box == pytest.approx([x - w / 2, y - h / 2, x + w / 2, y + h / 2], abs=1e-5)
@@ -79,8 +79,8 @@ def test_suppress(items: list[tuple[list[float], int, int]], limit: int) -> None
         rivals = [items[j][0] for j in kept if items[j][2] == items[i][2]]
         if all(plain_overlap(items[i][0], rival) <= 0.3 for rival in rivals):
             kept.append(i)
-    boxes, scores, classes = (np.array(column, float) for column in zip(*items, strict=True))
-    assert ssd.suppress(boxes, scores, classes, 0.3, limit) == kept[:limit]
+    corners, scores, classes = (np.array(column, float) for column in zip(*items, strict=True))
+    assert boxes.suppress(corners, scores, classes, 0.3, limit) == kept[:limit]
 
 
 def test_detect_leaves_the_background_out_and_orders_by_score() -> None:
@@ -89,11 +89,11 @@ def test_detect_leaves_the_background_out_and_orders_by_score() -> None:
     logits[0, :, 0] = 9  # background everywhere
     logits[0, 100, 2] = 1.0
     logits[0, 1900, 3] = 3.0
-    boxes, scores, classes = ssd.detect(np.zeros((1, 1917, 4), np.float32), logits, grid, SPEC)
+    found, scores, classes = ssd.detect(np.zeros((1, 1917, 4), np.float32), logits, grid, SPEC)
     assert classes.tolist() == [3, 2]
     assert scores.tolist() == pytest.approx([1 / (1 + math.exp(-3)), 1 / (1 + math.exp(-1))])
     x, y, w, h = grid[1900].tolist()
-    assert boxes[0].tolist() == pytest.approx([x - w / 2, y - h / 2, x + w / 2, y + h / 2], abs=1e-6)
+    assert found[0].tolist() == pytest.approx([x - w / 2, y - h / 2, x + w / 2, y + h / 2], abs=1e-6)
 
 
 def test_shapes_that_do_not_fit_are_named() -> None:

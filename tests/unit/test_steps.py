@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from gateway.contract import CHANNEL_TYPES, Channel, Schema
 from gateway.errors import ModelError
-from gateway.infer import steps
+from gateway.infer import spectra, steps
 
 RNG = np.random.default_rng(8)
 RANGES = {"b": 7, "B": 8, "h": 15, "H": 16, "i": 31, "I": 32, "q": 63, "Q": 64}
@@ -72,8 +72,8 @@ def test_features() -> None:
         std = math.sqrt(sum((v - mean) ** 2 for v in row) / 50)
         low, high = min(row), max(row)
         expected += [mean, rms, std, low, high, high - low, max(abs(low), abs(high)) / rms]
-    assert steps.features(x, names).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
-    assert steps.features(np.zeros((1, 4), np.float32), ["crest"]).tolist() == [0.0]
+    assert spectra.features(x, names).tolist() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert spectra.features(np.zeros((1, 4), np.float32), ["crest"]).tolist() == [0.0]
 
 
 def test_tensor_layouts() -> None:

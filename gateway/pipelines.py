@@ -1,0 +1,97 @@
+"""Makes the pipelines of a config, with what feeds them and what looks closer at their answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from gateway.clock import Clock
+from gateway.config import Config, PipelineTable
+from gateway.errors import ConfigError
+from gateway.infer.bundle import read_manifest
+from gateway.infer.manifest import Gfl, Manifest, Picture, Ssd, Window, Yolo
+from gateway.pipeline import CameraPipeline, Done, Engine, Looked, Notify, Pipeline, RegionPipeline, SensorPipeline
+
+
+class Pipelines:
+    """All pipelines of a gateway.
+
+    Attributes:
+        by_stream: sensor pipelines by stream; by_source: camera pipelines by source.
+        all: every one, in the order of the config; running: those with a task of their own.
+
+    Raises:
+        ConfigError: a model does not take what its pipeline gives, or a parent gives no regions.
+        ModelError: a bundle cannot be read.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        engines: Mapping[str, Engine],
+        clock: Clock,
+        done: Done,
+        looked: Looked,
+        notify: Callable[[str], Notify],
+    ) -> None:
+        self._config = config
+        self._manifests: dict[str, Manifest] = {}
+        self.by_stream: dict[str, list[SensorPipeline]] = {}
+        self.by_source: dict[str, list[CameraPipeline]] = {}
+        self.all: list[Pipeline] = []
+        parents: dict[str, CameraPipeline | RegionPipeline] = {}
+        for table in config.pipeline:
+            engine, tell = engines[table.model], notify(table.name)
+            if table.stream:
+                length = table.window or self._own_length(table)
+                sensor = SensorPipeline(table, length, engine, clock, done, tell)
+                self.by_stream.setdefault(sensor.stream, []).append(sensor)
+                self.all.append(sensor)
+            elif table.after:
+                self._check_child(table)
+                closer = RegionPipeline(table, engine, clock, done, looked, tell)
+                parents[table.name] = closer
+                self.all.append(closer)
+            else:
+                parents[table.name] = camera = CameraPipeline(table, engine, clock, done, tell)
+                self.by_source.setdefault(table.source, []).append(camera)
+                self.all.append(camera)
+        for table in config.pipeline:
+            if table.after:
+                child = parents[table.name]
+                assert isinstance(child, RegionPipeline)  # it was made so above
+                parents[table.after].children.append(child)
+        self.running = [pipeline for pipeline in self.all if not isinstance(pipeline, RegionPipeline)]
+
+    def _manifest(self, model: str) -> Manifest:
+        if model not in self._manifests:
+            table = next(m for m in self._config.model if m.name == model)
+            self._manifests[model] = read_manifest(self._config.path(table.bundle))
+        return self._manifests[model]
+
+    def _own_length(self, table: PipelineTable) -> int:
+        takes = self._manifest(table.model).input
+        if isinstance(takes, Window):
+            return takes.length
+        raise ConfigError(
+            f"pipeline '{table.name}': model '{table.model}' takes pictures, '{table.source}' gives readings",
+            hint="name a camera as source, or a model for windows",
+        )
+
+    def _check_child(self, table: PipelineTable) -> None:
+        if not isinstance(self._manifest(table.model).input, Picture):
+            raise ConfigError(
+                f"pipeline '{table.name}': model '{table.model}' takes readings, it would be given regions of pictures",
+                hint="name a model for pictures",
+            )
+        parent = next(p for p in self._config.pipeline if p.name == table.after)
+        detector = self._manifest(parent.model)
+        if unknown := [label for label in table.labels if label not in detector.labels]:
+            raise ConfigError(
+                f"pipeline '{table.name}': model '{parent.model}' of '{parent.name}' knows no '{unknown[0]}'",
+                hint=f"its labels are: {', '.join(detector.labels)[:300]}",
+            )
+        if not any(isinstance(step, Ssd | Gfl | Yolo) for step in detector.post):
+            raise ConfigError(
+                f"pipeline '{table.name}': model '{parent.model}' of '{parent.name}' detects nothing to look closer at",
+                hint="name a pipeline with a detector in `after`",
+            )
