@@ -17,7 +17,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.contract import Result
 from gateway.infer.manifest import (
-    Fit, Golden, Manifest, Normalise, Picture, Precision, Tensor, TopK, Values, Variant, Window,
+    Fit,
+    Golden,
+    Manifest,
+    Normalise,
+    Picture,
+    Precision,
+    Tensor,
+    TopK,
+    Values,
+    Variant,
+    Window,
 )
 from sdk.bundle import openvino_variant, pack
 
