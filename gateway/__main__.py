@@ -1,4 +1,4 @@
-"""The command line: `octogate run | check | plan | status | ledger | export`. The only place that exits."""
+"""The command line: `octogate run | check | plan | bench | status | ledger | export`. The only place that exits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
+from gateway.infer.commands import add_commands as add_infer_commands
 from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
@@ -26,6 +27,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate check  --config gateway.toml    is this config usable? says what to mend
   octogate plan   NEW.toml --config gateway.toml    what would change if NEW.toml ran instead?
   octogate run    --config gateway.toml    run the gateway until SIGTERM or Ctrl-C
+  octogate bench  --config gateway.toml    which runtime, device and threads are best for each model here?
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
@@ -74,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
     add_commands(commands, EPILOG)
+    add_infer_commands(commands, EPILOG)
     return parser
 
 

@@ -118,11 +118,16 @@ SourceTable = NodeSource | PicturesSource
 class ModelTable(Table, frozen=True):
     name: Name
     bundle: str
-    threads: Annotated[int, Meta(ge=1, le=64)] = 1
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0  # 0 or left out: as many as were measured best
     deadline_ms: Annotated[int, Meta(ge=10, le=600_000)] = 1000
-    backend: str = ""  # onnx, litert; empty takes the bundle's first variant whose runtime is installed
+    backend: str = ""  # onnx, litert, openvino; empty takes what was measured best
+    device: str = ""  # CPU, or a backend's word for another; empty takes what was measured best
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
     max_input_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048
+
+
+class InferenceTable(Table, frozen=True):
+    objective: Literal["latency", "throughput", "energy"] = "latency"  # what measured candidates are chosen by
 
 
 class TrustTable(Table, frozen=True):
@@ -184,6 +189,7 @@ class Config(Table, frozen=True):
     uplink: tuple[UplinkTable, ...] = ()  # one [uplink] or several [[uplink]]
     panel: PanelTable | None = None
     trust: TrustTable = TrustTable()
+    inference: InferenceTable = InferenceTable()
     source: tuple[SourceTable, ...] = ()
     model: tuple[ModelTable, ...] = ()
     pipeline: tuple[PipelineTable, ...] = ()
@@ -265,7 +271,7 @@ def _explained(path: Path, message: str) -> ConfigError:
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
         Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
-        ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
+        ModelTable, InferenceTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
 
