@@ -43,6 +43,8 @@ from gateway.errors import ConfigError, ControlError, StoreError
 from gateway.infer.bundle import read_manifest
 from gateway.infer.engine import Engine
 from gateway.infer.manifest import Window
+from gateway.infer.order import first_candidates, order_of
+from gateway.infer.placer import Placer
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.remote import Remote
@@ -94,6 +96,7 @@ async def run(
             "status": lambda _: app.status(),
             "picture": app.picture,
             "command": remote.control,
+            "placed": app.placed,
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
         app.notify("gateway", "gateway.started", "point", Severity.INFO, f"Octogate {gateway.__version__} started")
@@ -141,6 +144,7 @@ class App:
         config = self.config
         for model in config.model:
             self._engines[model.name] = self._make_engine(model)
+        self._placer = Placer({model.name: order_of(config, model) for model in config.model}, self._engines, self.notify)
         for table in config.pipeline:
             self._make_pipeline(table)
         for source in config.source:
@@ -166,6 +170,7 @@ class App:
             tasks.create_task(source.run(SourceSink(self, source.name)), name=f"source {source.name}")
         for name, engine in self._engines.items():
             tasks.create_task(engine.supervise(), name=f"model {name}")
+        tasks.create_task(self._placer.run(), name="placement")
         for pipeline in self._pipelines:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
@@ -196,8 +201,9 @@ class App:
         return Engine(
             table.name,
             config.path(table.bundle),
+            candidates=first_candidates(order_of(config, table)),
             backend=table.backend,
-            threads=table.threads,
+            threads=table.threads or 1,
             deadline_s=table.deadline_ms / 1000,
             nice=table.nice,
             max_input=table.max_input_kib << 10,
@@ -341,6 +347,12 @@ class App:
             raise ControlError(f"no picture of {name!r} yet", hint=f"there are: {', '.join(self._frames) or 'none'}")
         frame = self._frames[name]
         return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
+
+    def placed(self, args: Mapping[str, Any]) -> None:
+        """`octogate bench` has measured a model: its engine goes by that now."""
+        if args.get("model") not in self._engines:
+            raise ControlError(f"no model {args.get('model')!r}", hint=f"there are: {', '.join(self._engines)}")
+        self._placer.reload(args["model"])
 
     def _stream(self, name: str, next_seq: int) -> StreamStatus:
         confirmed = self.spool.delivered(name)

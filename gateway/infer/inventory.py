@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import zlib
 from collections.abc import Iterator
 from importlib import metadata
 
 import msgspec
 
-from gateway.child import python_env, python_module
+from gateway.child import ended, python_env, python_module
 from gateway.infer import probe
 from gateway.infer.candidate import BACKENDS, CPU, NAMES, Candidate
 from gateway.infer.manifest import Manifest
@@ -61,14 +60,14 @@ async def ask(question: probe.AskDevices | probe.AskReport, patience_s: float) -
             await process.wait()
     status = await process.wait()
     if status < 0:
-        return probe.Answer(fault=f"crashed by {signal.Signals(-status).name}")
+        return probe.Answer(fault=f"its runtime crashed: {ended(status)}")
     try:
         if len(out) > _MAX_ANSWER:
             raise ValueError(f"an answer of {len(out)} bytes")
         return msgspec.json.decode(out, type=probe.Answer)
     except ValueError as error:
         said = err.decode(errors="replace").strip().splitlines()[-1:] or [str(error)]
-        return probe.Answer(fault=f"exit status {status}: {said[0][:300]}")
+        return probe.Answer(fault=f"{ended(status)}: {said[0][:300]}")
 
 
 def key(order: Order, digest: str, found: Devices) -> Key:

@@ -95,8 +95,8 @@ def order_of(config: Config, table: ModelTable) -> Order:
 
 
 def first_candidates(order: Order) -> Sequence[Candidate]:
-    """What an engine starts with: the ranking that is remembered, else the safe order; empty while the bundle cannot
-    be read, which its worker will say.
+    """What an engine starts with: the ranking that is remembered. Empty when there is none, or the bundle cannot be
+    read, which its worker will say: that takes the safe order of whatever bundle it finds.
     """
     try:
         manifest = read_manifest(Path(order.bundle))
@@ -105,6 +105,6 @@ def first_candidates(order: Order) -> Sequence[Candidate]:
             placement, manifest, backend=order.backend, device=order.device, threads=order.threads
         ):
             return placement.ranking
-        return order.safe(manifest)
+        return order.safe(manifest) if order.device else ()
     except ModelError:
         return ()

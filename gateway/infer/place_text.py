@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Literal
 
 import msgspec
 
@@ -62,7 +63,7 @@ def _row(line: Measured, placement: Placement) -> tuple[str, ...]:
         return (mark or "-", str(candidate), candidate.file, "", "", "", "", "", line.rejected)
     note = "chosen" if mark else ""
     if candidate == placement.before:
-        note = "chosen, as before" if mark else "the choice until now"
+        note = "chosen, as now" if mark else "the choice until now"
     if not line.final:
         note = "tried briefly"
     times = [f"{us / 1000:.3g}" for us in (figures.p50_us, figures.p99_us, figures.cpu_us)]
@@ -101,13 +102,15 @@ def _explained_row(line: Explained) -> tuple[str, ...]:
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     if sys.stdout.isatty() and importlib.util.find_spec("rich"):
+        from rich import box
         from rich.console import Console
         from rich.table import Table
         from rich.text import Text
 
-        table = Table()
+        table = Table(box=box.SIMPLE_HEAD)
         for i, name in enumerate(head):
-            table.add_column(name, justify="right" if name and head is _HEAD and i in _NUMBERS else "left")
+            side: Literal["left", "right"] = "right" if head is _HEAD and i in _NUMBERS else "left"
+            table.add_column(name, justify=side, no_wrap=i < len(head) - 1)
         for row in rows:
             table.add_row(*map(Text, row), style={"*": "bold green", "-": "dim"}.get(row[0], ""))
         Console().print(table)

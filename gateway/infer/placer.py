@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
-from gateway.child import Child, python_env, python_module
+from gateway.child import Child, ended, python_env, python_module
 from gateway.contract import ModelStatus, Severity
 from gateway.infer import ranking
 from gateway.infer.candidate import Candidate
@@ -26,12 +26,13 @@ from gateway.infer.order import Order, cpus_here
 
 log = logging.getLogger("octogate.place")
 
-TICK_S = 1.0  # between two looks at the load, while something waits to be measured
-CALM_S = 60.0  # so long nothing must be going on before it starts
-CALM_MAX_S = 3600.0  # attempts that were given up double it, up to this
-RESUME_S = 5.0  # calm before a stopped measurement goes on
-GIVE_UP_S = 60.0  # stopped for so long, it is ended
-LONGEST_S = 1800.0  # of one measurement; then something in it hangs
+LOOK_S = 1.0  # between two looks at the load, while something waits to be measured
+# The rest is counted in looks, that is in seconds.
+CALM = 60  # in a row, before it starts
+CALM_MAX = 3600  # attempts that were given up double it, up to this
+RESUME = 5  # calm ones before a stopped measurement goes on
+GIVE_UP = 60  # stopped for so long, it is ended
+LONGEST = 1800  # of one measurement; then something in it hangs
 ATTEMPTS = 3  # that ended by a signal: killed from outside, or for memory
 LAG_S = 0.05  # the loop's timer may be so late
 SHARE = 0.5  # of the processors that others, and our own models, may use
@@ -72,7 +73,7 @@ Look = Callable[[], Awaitable[Load]]
 
 
 class Watch:
-    """Looks at the load once a TICK_S."""
+    """Looks at the load once a LOOK_S."""
 
     def __init__(self, engines: Mapping[str, Placed]) -> None:
         self._engines = engines
@@ -83,7 +84,7 @@ class Watch:
     async def look(self) -> Load:
         loop = asyncio.get_running_loop()
         asleep = loop.time()
-        await asyncio.sleep(TICK_S)
+        await asyncio.sleep(LOOK_S)
         took = loop.time() - asleep
         before, self._jiffies = self._jiffies, _jiffies()
         runs, self._runs = self._runs, self._total_runs()
@@ -91,7 +92,7 @@ class Watch:
         ran_ms = sum(
             (now - runs.get(name, now)) * self._engines[name].status().p50_ms for name, now in self._runs.items()
         )
-        return Load(took - TICK_S, busy / max(every, 1), ran_ms / 1000 / took / self._cpus)
+        return Load(took - LOOK_S, busy / max(every, 1), ran_ms / 1000 / took / self._cpus)
 
     def _total_runs(self) -> dict[str, int]:
         return {name: engine.status().runs for name, engine in self._engines.items()}
@@ -152,14 +153,14 @@ class Placer:
             await self._wake.wait()
             self._wake.clear()
             look = self._look or Watch(self._engines).look
-            calm_s, failures = CALM_S, 0
+            calm, failures = CALM, 0
             while self._due:
-                await _calm(look, calm_s)
+                await _calm(look, calm)
                 order = self._orders[self._due.popleft()]
                 status, said = await self._measure(order, look)
                 if status is None:  # given up
                     self._due.appendleft(order.name)
-                    calm_s = min(2 * calm_s, CALM_MAX_S)
+                    calm = min(2 * calm, CALM_MAX)
                     continue
                 failures = failures + 1 if status < 0 else 0
                 if 0 < failures < ATTEMPTS:
@@ -169,7 +170,7 @@ class Placer:
                 if status == _MEASURED:
                     self._apply(order)
                 elif status != _UNCHANGED:
-                    how = f"ended by {signal.Signals(-status).name}" if status < 0 else said
+                    how = ended(status) if status < 0 else said
                     message = f"model '{order.name}': could not be measured, goes on as it is: {how}"
                     self._notify(order.name, "model.unplaced", "point", Severity.WARNING, message)
 
@@ -181,7 +182,7 @@ class Placer:
             governor = group.create_task(_govern(child, look), name=f"measuring {order.name}")
             status = await child.wait()
             governor.cancel()
-        last = child.tail().splitlines()[-1:] or [f"exit status {status}"]
+        last = child.tail().splitlines()[-1:] or [ended(status)]
         return (status if governor.cancelled() else None), last[0][:1000]
 
     def _apply(self, order: Order) -> None:
@@ -194,34 +195,35 @@ class Placer:
             return
         ratio = ratio and round(ratio, 2)
         gain = f", {ratio:g} times better by {placement.key.objective}" if ratio else ""
-        message = f"model '{order.name}': measured, {before} -> {choice}{gain}"
-        detail = {"from": str(before), "to": str(choice), "ratio": ratio, "objective": placement.key.objective}
+        message = f"model '{order.name}': measured, {_named(before)} -> {_named(choice)}{gain}"
+        detail = {"from": _named(before), "to": _named(choice), "ratio": ratio, "objective": placement.key.objective}
         self._notify(order.name, "model.placed", "point", Severity.INFO, message, **detail)
 
 
-async def _calm(look: Look, seconds: float) -> None:
-    """Returns when nothing has been going on for so long."""
-    loop = asyncio.get_running_loop()
-    since = loop.time()
-    while loop.time() - since < seconds:
-        if not (await look()).calm:
-            since = loop.time()
+async def _calm(look: Look, wanted: int, patience: int | None = None) -> bool:
+    """Whether so many looks in a row were calm, of at most `patience`."""
+    calm = looks = 0
+    while calm < wanted:
+        if looks == patience:
+            return False
+        calm = calm + 1 if (await look()).calm else 0
+        looks += 1
+    return True
 
 
 async def _govern(child: Child, look: Look) -> None:
     """Stop the measurement while something is going on, continue it after; ends when it has killed it."""
-    loop = asyncio.get_running_loop()
-    started = loop.time()
-    while loop.time() - started < LONGEST_S:
+    for _ in range(LONGEST):
         if (await look()).calm:
             continue
         # the process that conducts is stopped; a worker at most ends the inference or the loading in hand
         child.send_signal(signal.SIGSTOP)
-        try:
-            async with asyncio.timeout(GIVE_UP_S):
-                await _calm(look, RESUME_S)
-        except TimeoutError:
+        if not await _calm(look, RESUME, GIVE_UP):
             break
         child.send_signal(signal.SIGCONT)
     log.info("a measurement is given up: there is too much to do")
     child.kill()
+
+
+def _named(candidate: Candidate) -> str:
+    return f"{candidate} ({candidate.file})"
