@@ -18,7 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from gateway.contract import TOPIC_ROOT
-from gateway.errors import ConfigError
+from gateway.errors import ConfigError, ModelError
+from gateway.infer import device
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
@@ -126,8 +127,20 @@ class ModelTable(Table, frozen=True):
     max_input_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048
 
 
+Words = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=device.MAX_WORD)], ...], Meta(max_length=16)]
+
+
 class InferenceTable(Table, frozen=True):
+    """What to compute on besides what the runtimes list themselves; docs/runtimes.md says how devices are named."""
+
     objective: Literal["latency", "throughput", "energy"] = "latency"  # what measured candidates are chosen by
+    providers: Words = ()  # execution providers of ONNX Runtime
+    delegates: Words = ()  # of LiteRT, by library
+    openvino_devices: Words = ()
+
+    def devices(self, backend: str) -> tuple[str, ...]:
+        """The words for one backend, for its `devices`."""
+        return {"onnx": self.providers, "litert": self.delegates, "openvino": self.openvino_devices}[backend]
 
 
 class TrustTable(Table, frozen=True):
@@ -188,8 +201,8 @@ class Config(Table, frozen=True):
     store: StoreTable = StoreTable()
     uplink: tuple[UplinkTable, ...] = ()  # one [uplink] or several [[uplink]]
     panel: PanelTable | None = None
-    trust: TrustTable = TrustTable()
     inference: InferenceTable = InferenceTable()
+    trust: TrustTable = TrustTable()
     source: tuple[SourceTable, ...] = ()
     model: tuple[ModelTable, ...] = ()
     pipeline: tuple[PipelineTable, ...] = ()
@@ -243,6 +256,7 @@ def load(path: Path) -> Config:
     if len(os.fsencode(config.control_path)) > MAX_SOCKET_PATH:
         raise ConfigError(f"{path}: gateway.data_dir: too long a path for its control socket", hint="at most 90 bytes")
     _check_references(path, config)
+    _check_devices(path, config.inference)
     _check_files(path, config)
     return config
 
@@ -317,6 +331,19 @@ def _known(path: Path, key: str, name: str, names: set[str]) -> None:
     near = difflib.get_close_matches(name, names, 1)
     hint = f"did you mean '{near[0]}'?" if near else f"declared are: {', '.join(sorted(names)) or 'none'}"
     raise ConfigError(f"{path}: {key}: there is no '{name}'", hint=hint)
+
+
+def _check_devices(path: Path, table: InferenceTable) -> None:
+    for key, parse in (
+        ("providers", device.provider),
+        ("delegates", device.delegate),
+        ("openvino_devices", device.target),
+    ):
+        for i, word in enumerate(getattr(table, key)):
+            try:
+                parse(word)
+            except ModelError as error:
+                raise ConfigError(f"{path}: inference.{key}[{i}]: {error.what}", hint=error.hint) from error
 
 
 def _check_files(path: Path, config: Config) -> None:

@@ -36,11 +36,11 @@ class Device(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A variant's bytes, as they lie in the bundle; copied by those who keep them."""
+    """A variant's bytes. Weights may be a view into the bundle, which a runtime that can goes on reading from."""
 
     variant: Variant
     model: bytes
-    weights: bytes = b""  # the second file of an OpenVINO IR
+    weights: bytes | memoryview = b""  # the second file of an OpenVINO IR
 
 
 class Backend(Protocol):
@@ -85,23 +85,26 @@ def backend(name: str) -> Backend:
     return module
 
 
-def load(manifest: Manifest, read: Callable[[str], bytes], candidate: Candidate) -> Loaded:
+def load(manifest: Manifest, read: Callable[[str], bytes | memoryview], candidate: Candidate) -> Loaded:
     """Load one candidate.
 
     Args:
-        read: member name -> bytes.
+        read: member name -> bytes; `Bundle.member` saves a copy of the weights.
 
     Raises:
         ModelError: see `Backend.load`.
     """
     variant = variant_of(manifest, candidate)
     weights = read(variant.weights) if variant.weights else b""
-    source = Source(variant, read(variant.file), weights)
+    source = Source(variant, bytes(read(variant.file)), weights)
     return Loaded(candidate, variant, backend(candidate.backend).load(source, candidate))
 
 
 def load_each(
-    manifest: Manifest, read: Callable[[str], bytes], candidates: Iterable[Candidate], rejected: list[str]
+    manifest: Manifest,
+    read: Callable[[str], bytes | memoryview],
+    candidates: Iterable[Candidate],
+    rejected: list[str],
 ) -> Iterator[Loaded]:
     """Load one candidate after the other; why one was left out is added to `rejected`."""
     for candidate in candidates:

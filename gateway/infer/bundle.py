@@ -79,7 +79,8 @@ class Bundle:
         self.path = path
         try:
             with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                # private, so that runtimes which share only writable memory can share it; nothing reaches the file
+                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
         except OSError as error:
             raise ModelError(
                 f"{path}: cannot read the bundle: {error.strerror}", hint="copy it there or mend the path"

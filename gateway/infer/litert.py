@@ -1,14 +1,17 @@
-"""TFLite models on LiteRT (ai-edge-litert), or on tflite-runtime where only that is installed."""
+"""TFLite models on LiteRT (ai-edge-litert), or on tflite-runtime where only that is installed; CPU and delegates."""
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import importlib.metadata
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from gateway.errors import ModelError
+from gateway.infer import device as words
 from gateway.infer.backend import Device, Source
 from gateway.infer.candidate import CPU, Candidate, Report
 from gateway.infer.manifest import Variant
@@ -16,17 +19,30 @@ from gateway.infer.steps import Array
 
 _RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 _FAULTS = (RuntimeError, ValueError, TypeError)
+_TAKEN = "DELEGATE"  # the name of a node that stands for those a delegate has taken
+_UNUSABLE = (ImportError, AttributeError, *_FAULTS)
 
 
 def devices(extra: Sequence[str]) -> list[Device]:
-    """The CPU and each delegate of the config; see `backend.Backend`."""
-    return [Device(CPU)] + [Device(name, "delegates are not loaded yet") for name in extra]
+    """The CPU, and each delegate of the config, opened once; see `backend.Backend`."""
+    try:
+        module = _runtime()
+    except ModelError as error:
+        return [Device(name, error.what) for name in (CPU, *extra)]
+    found = [Device(CPU)]
+    for library in dict.fromkeys(extra):
+        try:
+            _delegate(module, library)
+            found.append(Device(library))
+        except ModelError as error:
+            found.append(Device(library, str(error)))
+    return found
 
 
 def load(source: Source, candidate: Candidate) -> LitertRunner:
     """An interpreter of the first runtime that really constructs one; see `backend.Backend`."""
     if candidate.device != CPU:
-        raise ModelError(f"LiteRT has no device {candidate.device} here", hint="leave device out")
+        return _load_delegated(source, candidate)
     reasons = []
     for name in _RUNTIMES:
         try:
@@ -34,11 +50,100 @@ def load(source: Source, candidate: Candidate) -> LitertRunner:
             module = importlib.import_module(name)
             interpreter = module.Interpreter(model_content=source.model, num_threads=candidate.threads)
             interpreter.allocate_tensors()
-        except (ImportError, AttributeError, *_FAULTS) as error:
-            reasons.append(f"{name.partition('.')[0]}: {str(error).partition(chr(10))[0][:300]}")
+        except _UNUSABLE as error:
+            reasons.append(f"{name.partition('.')[0]}: {_first_line(error)}")
             continue
-        return LitertRunner(interpreter, source.variant, candidate, name.partition(".")[0])
+        partition = _partition(interpreter, "XNNPACK", "kernels")
+        return LitertRunner(interpreter, source.variant, candidate, _package(module), partition)
     raise ModelError("; ".join(reasons), hint="install the extra: pip install 'octogate[litert]'")
+
+
+def _load_delegated(source: Source, candidate: Candidate) -> LitertRunner:
+    """An interpreter with the delegate alone, so that what it takes can be told from what XNNPACK would take.
+
+    The nodes it leaves are computed by the runtime's own kernels.
+    """
+    module = _runtime()
+    delegate = _delegate(module, candidate.device)
+    try:
+        interpreter = module.Interpreter(
+            model_content=source.model,
+            num_threads=candidate.threads,
+            experimental_delegates=[delegate],
+            experimental_op_resolver_type=module.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+        )
+        interpreter.allocate_tensors()
+    except _FAULTS as error:
+        raise ModelError(f"{candidate.device} does not take it: {_first_line(error)}") from error
+    partition = _partition(interpreter, candidate.device, "kernels")
+    if not partition.get(candidate.device):
+        raise ModelError(
+            f"{candidate.device} takes none of the {sum(partition.values())} nodes of {source.variant.file}",
+            hint="it would compute on the CPU alone; was the model compiled for this device?",
+        )
+    return LitertRunner(interpreter, source.variant, candidate, _package(module), partition)
+
+
+def _runtime() -> Any:
+    """The first runtime that can be imported with what it needs; whether it computes, only an interpreter shows."""
+    reasons = []
+    for name in _RUNTIMES:
+        try:
+            return importlib.import_module(name)
+        except _UNUSABLE as error:
+            reasons.append(f"{name.partition('.')[0]}: {_first_line(error)}")
+    raise ModelError("; ".join(reasons), hint="install the extra: pip install 'octogate[litert]'")
+
+
+def _delegate(module: Any, library: str) -> Any:
+    """A delegate, which lives as long as this object and whoever was given it.
+
+    Raises:
+        ModelError: no such library, no delegate in it, or its device is not there.
+    """
+    words.delegate(library)
+    try:
+        # looked at beforehand: the runtime's own class complains once more, unheard, when it is torn down half made
+        ctypes.PyDLL(library).tflite_plugin_create_delegate  # noqa: B018
+    except (OSError, AttributeError) as error:
+        raise ModelError(
+            f"no delegate {library}: {_first_line(error)}", hint="install its runtime, or mend inference.delegates"
+        ) from error
+    try:
+        return module.load_delegate(library)
+    except _FAULTS as error:
+        why = " ".join(str(error).split())[:300]
+        raise ModelError(f"delegate {library} has no device: {why}", hint="is it plugged in?") from error
+
+
+def _package(module: Any) -> str:
+    return str(module.__name__).partition(".")[0]
+
+
+def _partition(interpreter: Any, delegate: str, otherwise: str) -> dict[str, int]:
+    """Nodes by who computes them. The runtime lists the model's nodes, then one for each part that was taken.
+
+    A part names the tensors that go in and come out; what it replaces is all that lies between them.
+    """
+    tell = getattr(interpreter, "_get_ops_details", list)
+    nodes = [(str(op["op_name"]), [*map(int, op["inputs"])], [*map(int, op["outputs"])]) for op in tell()]
+    makers = {tensor: i for i, (name, _, made) in enumerate(nodes) if name != _TAKEN for tensor in made}
+    taken: set[int] = set()
+    for name, given, made in nodes:
+        if name != _TAKEN:
+            continue
+        open_ends = [tensor for tensor in made if tensor in makers]
+        while open_ends:
+            maker = makers[open_ends.pop()]
+            if maker not in taken:
+                taken.add(maker)
+                open_ends += [t for t in nodes[maker][1] if t in makers and t not in given]
+    own = sum(name != _TAKEN for name, _, _ in nodes)
+    return {name: n for name, n in ((delegate, len(taken)), (otherwise, own - len(taken))) if n}
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:300]
 
 
 class _Port:
@@ -70,15 +175,18 @@ class _Port:
 class LitertRunner:
     """Integer tensors are quantised and dequantised here, so that the steps see the same numbers for each variant."""
 
-    def __init__(self, interpreter: Any, variant: Variant, candidate: Candidate, runtime: str) -> None:
+    def __init__(
+        self, interpreter: Any, variant: Variant, candidate: Candidate, package: str, partition: dict[str, int]
+    ) -> None:
         # who reads the description must see which of the two it was
-        self.description = str(candidate).replace("litert", "litert" if runtime == "ai_edge_litert" else "tflite", 1)
+        self.description = str(candidate).replace("litert", "litert" if package == "ai_edge_litert" else "tflite", 1)
+        name = package.replace("_", "-")
         self._report = Report(
             device=candidate.device,
             precision=candidate.precision,
             threads=candidate.threads,
-            partition={},
-            detail=runtime,
+            partition=partition,
+            detail=f"{name} {importlib.metadata.version(name)}",
         )
         self._interpreter = interpreter
         self._inputs = _ports(interpreter.get_input_details(), variant.inputs, variant.file)
@@ -91,10 +199,10 @@ class LitertRunner:
             self._interpreter.invoke()
             return [port.dequantise(self._interpreter.get_tensor(port.index)) for port in self._outputs]
         except _FAULTS as error:
-            raise ModelError(f"LiteRT failed: {str(error).partition(chr(10))[0][:300]}") from error
+            raise ModelError(f"LiteRT failed: {_first_line(error)}") from error
 
     def report(self) -> Report:
-        """The runtime in `detail`."""
+        """Nodes by delegate: XNNPACK is the one that comes along for the CPU, `kernels` are the plain ones."""
         return self._report
 
 

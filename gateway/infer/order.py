@@ -12,7 +12,7 @@ from gateway.config import Config, ModelTable
 from gateway.errors import ModelError
 from gateway.infer import ranking
 from gateway.infer.bundle import read_manifest
-from gateway.infer.candidate import CPU, Candidate, defaults
+from gateway.infer.candidate import CPU, NAMES, Candidate, defaults
 from gateway.infer.manifest import Manifest
 from gateway.infer.ranking import Objective
 
@@ -88,6 +88,7 @@ def order_of(config: Config, table: ModelTable) -> Order:
         backend=table.backend,
         device=table.device,
         threads=table.threads,
+        extra={backend: inference.devices(backend) for backend in NAMES},
         deadline_s=table.deadline_ms / 1000,
         nice=table.nice,
         max_input=table.max_input_kib << 10,

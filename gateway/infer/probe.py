@@ -73,7 +73,7 @@ def _report(ask: AskReport) -> Answer:
     from gateway.infer.recipe import Recipe
 
     with Bundle(Path(ask.bundle)) as bundle:
-        loaded = load(bundle.manifest, lambda name: bytes(bundle.member(name)), ask.candidate)
+        loaded = load(bundle.manifest, bundle.member, ask.candidate)
         golden.check(bundle, Recipe(bundle.manifest, ask.candidate.threads), loaded.runner, loaded.variant.precision)
     return Answer(report=loaded.runner.report())
 

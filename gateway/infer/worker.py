@@ -76,7 +76,7 @@ def prepare(setup: Setup) -> tuple[wire.Ready, Answerer]:
         rejected: list[str] = []
         order = setup.candidates or defaults(bundle.manifest, backend=setup.backend, threads=setup.threads)
         for candidate, variant, runner in load_each(  # noqa: B007 - the one that was found is used below
-            bundle.manifest, lambda name: bytes(bundle.member(name)), order, rejected
+            bundle.manifest, bundle.member, order, rejected
         ):
             try:
                 golden.check(bundle, recipe, runner, variant.precision)

@@ -159,34 +159,43 @@ def onnx_model(shape: Sequence[int] = (1, LENGTH)) -> bytes:
 
 
 def tflite_model() -> bytes:
-    """Input float32 [1, 8], output float32 [1, 2]: the same as `onnx_model`, one FULLY_CONNECTED."""
+    """Input float32 [1, 8], output float32 [1, 2]: the same as `onnx_model`, one FULLY_CONNECTED.
+
+    Table by table, with the field numbers of TensorFlow Lite's schema.fbs: tflite-runtime brings no schema along.
+    """
     import flatbuffers  # type: ignore[import-untyped]
-    from ai_edge_litert import schema_py_generated as schema
 
-    def tensor(name: str, shape: Sequence[int], buffer: int) -> Any:
-        made = schema.TensorT()
-        made.name, made.shape, made.buffer = name, list(shape), buffer
-        made.type = schema.TensorType.FLOAT32
-        return made
-
-    def buffer(data: bytes = b"") -> Any:
-        made = schema.BufferT()
-        made.data = list(data) or None
-        return made
-
-    code = schema.OperatorCodeT()
-    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.FULLY_CONNECTED
-    code.version = 1
-    operator = schema.OperatorT()
-    operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 1, -1], [2]
-    operator.builtinOptionsType = schema.BuiltinOptions.FullyConnectedOptions
-    operator.builtinOptions = schema.FullyConnectedOptionsT()
-    graph = schema.SubGraphT()
-    graph.tensors = [tensor("x", (1, LENGTH), 0), tensor("w", (2, LENGTH), 1), tensor("y", (1, 2), 0)]
-    graph.inputs, graph.outputs, graph.operators = [0], [2], [operator]
-    model = schema.ModelT()
-    model.version, model.operatorCodes, model.subgraphs = 3, [code], [graph]
-    model.buffers = [buffer(), buffer(weights(LENGTH).T.tobytes())]
     builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), b"TFL3")
+
+    def table(n_fields: int, **fields: tuple[str, int]) -> int:
+        """Fields by number (`_2`), each the kind of a slot and its value."""
+        builder.StartObject(n_fields)
+        for number, (kind, value) in fields.items():
+            slot = getattr(builder, f"Prepend{kind}Slot")
+            slot(int(number[1:]), value, 0)
+        return int(builder.EndObject())
+
+    def tables(*offsets: int) -> tuple[str, int]:
+        builder.StartVector(4, len(offsets), 4)
+        for offset in reversed(offsets):
+            builder.PrependUOffsetTRelative(offset)
+        return "UOffsetTRelative", int(builder.EndVector())
+
+    def numbers(*values: int) -> tuple[str, int]:
+        return "UOffsetTRelative", int(builder.CreateNumpyVector(np.array(values, np.int32)))
+
+    def tensor(name: str, shape: Sequence[int], buffer: int) -> int:
+        text = "UOffsetTRelative", int(builder.CreateString(name))
+        return table(5, _0=numbers(*shape), _2=("Uint32", buffer), _3=text)
+
+    data = weights(LENGTH).T.tobytes()
+    filled = "UOffsetTRelative", int(builder.CreateByteVector(data))
+    buffers = tables(table(1), table(1, _0=filled))
+    tensors = tables(tensor("x", (1, LENGTH), 0), tensor("w", (2, LENGTH), 1), tensor("y", (1, 2), 0))
+    options = "UOffsetTRelative", table(4)
+    operator = table(5, _1=numbers(0, 1, -1), _2=numbers(2), _3=("Uint8", 8), _4=options)  # FullyConnectedOptions
+    graph = table(5, _0=tensors, _1=numbers(0), _2=numbers(2), _3=tables(operator))
+    code = table(4, _0=("Int8", 9), _2=("Int32", 1), _3=("Int32", 9))  # FULLY_CONNECTED, version 1
+    model = table(5, _0=("Uint32", 3), _1=tables(code), _2=tables(graph), _4=buffers)
+    builder.Finish(model, b"TFL3")
     return bytes(builder.Output())
