@@ -106,8 +106,7 @@ def cost(figures: Figures, objective: Objective) -> float:
     """Microseconds that count, less is better.
 
     Latency counts the median and not the 99th percentile: some hundred runs have a handful behind their p99, and
-    on a machine that does other things too those are the other things. A candidate that is really too slow now and
-    then misses its deadline while it is measured, and is rejected.
+    on a machine that does other things too those are the other things. Who is slower than its deadline is rejected.
     """
     if objective == "energy":
         return figures.cpu_us

@@ -18,6 +18,9 @@ from gateway.infer.engine import Engine
 from gateway.infer.order import Order
 from gateway.infer.ranking import Figures
 
+PATIENT = 3.0  # times its deadline a measured inference may take: at the lowest priority it may have to wait
+LEAST_S = 3.0
+
 _PREFIX = re.compile(r"^.*?no variant runs here: [^:]+ on [^:]+: ")
 _HINT = re.compile(r" \((install a runtime|mend its bundle)[^()]*\)")
 
@@ -52,7 +55,7 @@ class Seat:
         self.candidate = candidate
         self._order = order
         self._samples = samples
-        self._restarts = 0
+        self._limit_s = max(PATIENT * order.deadline_s, LEAST_S)
         self._engines = [self._engine() for _ in range(copies)]
 
     def _engine(self) -> Engine:
@@ -62,7 +65,7 @@ class Seat:
             Path(order.bundle),
             candidates=(self.candidate,),
             threads=self.candidate.threads,
-            deadline_s=order.deadline_s,
+            deadline_s=self._limit_s,
             nice=order.nice,
             max_input=max(order.max_input, *(len(sample.data) for sample in self._samples)),
             keys=tuple(map(Path, order.keys)),
@@ -95,7 +98,6 @@ class Seat:
             raise Rejected(f"timed out after {self._order.patience_s:g} s{': ' + last if last else ''}") from None
         except ModelError as error:
             raise self._rejected(error) from error
-        self._restarts = self._count_restarts()
 
     async def turn(self, seconds: float, at_least: int) -> Turn:
         """Infer for `seconds`, but at least so many times with each worker.
@@ -103,17 +105,20 @@ class Seat:
         Raises:
             Rejected: a worker ended, missed its deadline or refused its own golden sample.
         """
-        cpu, started = self._cpu_s(), time.monotonic()
+        restarts, cpu, started = self._count_restarts(), self._cpu_s(), time.monotonic()
         try:
             done = await asyncio.gather(*(self._infer(engine, seconds, at_least) for engine in self._engines))
         except ModelError as error:
             raise self._rejected(error) from error
         took, used = time.monotonic() - started, self._cpu_s() - cpu
-        if self._count_restarts() != self._restarts:
+        if self._count_restarts() != restarts:
             raise Rejected(f"its worker ended: {self._engines[0].status().detail}")
         times = [t for each in done for t in each]
         # the first wakes the worker after the others' turns
         counted = [t for each in done for t in (each[1:] or each)]
+        if statistics.median(counted) > self._order.deadline_s * 1e6:
+            took_ms = statistics.median(counted) / 1000
+            raise Rejected(f"takes {took_ms:.0f} ms, the model's deadline is {self._order.deadline_s * 1000:g} ms")
         return Turn(counted, used / len(times) * 1e6, len(times) / took)
 
     def pss(self) -> int:
@@ -136,7 +141,7 @@ class Seat:
 
     def _rejected(self, error: ModelError) -> Rejected:
         if isinstance(error, DeadlineError):
-            return Rejected(f"timed out after {self._order.deadline_s:g} s, the model's deadline")
+            return Rejected(f"timed out after {self._limit_s:g} s")
         detail = next((status.detail for e in self._engines if (status := e.status()).state == "failed"), "")
         return Rejected(_HINT.sub("", _PREFIX.sub("", detail or error.what)))
 
@@ -155,7 +160,7 @@ def figures(turns: Sequence[Turn], pss: int) -> Figures:
     )
 
 
-def _unheard(name: str, state: str, severity: Severity, message: str) -> None:
+def _unheard(name: str, state: str, severity: Severity, message: str, **detail: object) -> None:
     """An engine's events: what is measured here says it as a reason."""
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gateway.child import python_env
 from gateway.contract import ModelStatus, Severity
 from gateway.infer import placer, ranking
 from gateway.infer.candidate import Candidate
@@ -165,9 +167,7 @@ def test_a_measurement_that_fails_is_told_and_nothing_changes(
     run(scenario)
 
 
-def test_what_is_remembered_and_still_holds_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_remembered_and_still_holds_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(placer, "LONGEST", 1_000_000)
 
     async def scenario() -> None:
@@ -264,3 +264,12 @@ def test_a_model_at_work_is_no_calm(monkeypatch: pytest.MonkeyPatch) -> None:
         assert load.models > placer.SHARE and not load.calm
 
     run(scenario)
+
+
+def test_the_lowest_priority_is_what_nobody_else_wants() -> None:
+    code = (
+        "import os; from gateway.infer import timing; timing.lowest_priority(); "
+        "print(os.sched_getscheduler(0) == os.SCHED_IDLE, os.getpriority(os.PRIO_PROCESS, 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], env=python_env(), capture_output=True, check=True, text=True)
+    assert done.stdout.split() == ["True", "19"]
