@@ -112,7 +112,6 @@ class Engine:
         self._number = 0
         self._timer: asyncio.TimerHandle | None = None
         self._overdue = False
-        self._retire = False
         self._worker: WorkerProcess | None = None  # while it is ready
         self._starting: WorkerProcess | None = None
         self._ended = asyncio.Event()
@@ -156,13 +155,6 @@ class Engine:
         assert ready is not None  # an answer came
         took = (time.monotonic_ns() - started) // 1000
         return Answer(result, ready.backend, ready.digest[:12], took)
-
-    def prefer(self, candidates: Sequence[Candidate]) -> None:
-        """Change the ranking: another worker takes over as soon as no job is in hand."""
-        self._setup = msgspec.structs.replace(self._setup, candidates=tuple(candidates))
-        if self._ready is not None and self._ready.candidate != candidates[0]:
-            self._retire = True
-            self._send_next()
 
     def status(self) -> ModelStatus:
         """A snapshot; the percentiles are over the last runs, from handing a job over to its answer."""
@@ -263,11 +255,6 @@ class Engine:
 
     def _send_next(self) -> None:
         if self._worker is None or self._current is not None:
-            return
-        if self._retire:
-            self._retire = False
-            self._worker.kill()
-            self._worker = None
             return
         while self._queue:
             job = self._queue.popleft()
