@@ -100,10 +100,12 @@ class Crew:
         self._over = asyncio.Event()
         try:
             async with asyncio.TaskGroup() as self._tasks:
-                self._tasks.create_task(self._over.wait(), name="crew")  # the group lives while there is no worker
-                self.reconcile()
+                try:
+                    self.reconcile()
+                    await self._over.wait()
+                finally:
+                    self._tasks = None  # it is ending: nothing more is started
         finally:
-            self._tasks = None
             self._over.set()
             if self._timer is not None:
                 self._timer.cancel()

@@ -121,6 +121,13 @@ class WorkerProcess:
     ) -> None:
         self.close()
         self.child.kill()
+        try:
+            await self._reaped()
+        except asyncio.CancelledError:  # everything ends: what was killed is reaped all the same
+            await self._reaped()
+            raise
+
+    async def _reaped(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.child.wait(), _GONE_S)
 
