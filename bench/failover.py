@@ -27,7 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from gateway.child import python_module
-from gateway.contract import ModelStatus
+from gateway.contract import ModelStatus, Severity
 from gateway.infer.breaker import Recovery
 from gateway.infer.candidate import Candidate
 from gateway.infer.engine import Engine
@@ -102,11 +102,15 @@ async def measure(faults: int) -> dict[str, Any]:
         switch = Path(folder) / "switch"
         os.environ["OCTOGATE_TEST_SWITCH"] = str(switch)
         events: Counter[tuple[str, str]] = Counter()
+
+        def note(name: str, state: str, severity: Severity, message: str, /, **detail: Any) -> None:
+            events[name, state] += 1
+
         engine = Engine(
             "bench", bundles.make(Path(folder) / "tiny.octo"), candidates=(VPU, CPU), allow_unsigned=True,
             deadline_s=DEADLINE_S, standby=True, recovery=recovery, recheck_s=0.0,
             command=python_module("tests.integration.vpu_worker"),
-            notify=lambda name, state, *_, **__: events.update([(name, state)]),
+            notify=note,
         )  # fmt: skip
         feed = Feed(engine)
         async with asyncio.TaskGroup() as group:
@@ -131,9 +135,12 @@ async def measure(faults: int) -> dict[str, Any]:
 
 
 def figures(seconds: list[float]) -> dict[str, float]:
-    seconds = sorted(seconds)
-    at = lambda q: 1000 * seconds[min(len(seconds) - 1, int(len(seconds) * q))] if seconds else 0.0  # noqa: E731
-    return {"n": len(seconds), "p50_ms": at(0.5), "p99_ms": at(0.99), "max_ms": at(1.0)}
+    if not seconds:
+        return {"n": 0, "p50_ms": 0.0, "p99_ms": 0.0, "max_ms": 0.0}
+    found = sorted(1000 * s for s in seconds)
+    return {
+        "n": len(found), "p50_ms": found[len(found) // 2], "p99_ms": found[int(len(found) * 0.99)], "max_ms": found[-1]
+    }  # fmt: skip
 
 
 def pss_mib(pid: int) -> float:

@@ -18,8 +18,8 @@ from gateway.contract import Result
 from gateway.infer import wire
 from gateway.infer.breaker import NEVER, RECOVERY, Recovery
 from gateway.infer.budget import Budget
-from gateway.infer.candidate import Candidate
 from gateway.infer.dispatch import Dispatcher
+from gateway.infer.roster import Roster, limit_mib
 from gateway.infer.seat import Job, Role, Seat
 from gateway.infer.wire import Kind
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _START_FAILURES = 3  # workers in a row that die before they are ready: the model has failed
 _START_BACKOFF_S, _START_BACKOFF_MAX_S = 0.25, 60.0
 _CRASH_BACKOFF_S, _CRASH_BACKOFF_MAX_S = 0.25, 10.0
-_GROWTH = 1.5  # a fresh worker may be near the limit: it is not replaced for less growth than this
 
 _decode_result = msgspec.msgpack.Decoder(Result).decode
 _decode_fault = msgspec.msgpack.Decoder(wire.Fault).decode
@@ -64,18 +63,14 @@ class Crew:
     ) -> None:
         self.max_input = max_input
         self._wanted = workers
-        self._nice = nice
         self._standby = standby
         # without a common budget this crew is never held up
         self._budget = budget or Budget(1 << 16, 1 << 20)
-        self._start_deadline_s = start_deadline_s
-        self._recheck_s = recheck_s
         self._recovery = recovery
-        self._command = list(command or python_module("gateway.infer.worker"))
-        self._members: list[Engine] = []
-        self._seats: list[Seat] = []  # all that live
-        self._serving: list[Seat] = []  # those that are given jobs
-        self._tasks: asyncio.TaskGroup | None = None
+        self._roster = Roster(
+            list(command or python_module("gateway.infer.worker")), self._budget, self,
+            standby=standby, nice=nice, max_input=max_input, start_deadline_s=start_deadline_s, recheck_s=recheck_s,
+        )  # fmt: skip
         self._over: asyncio.Event | None = None
         self._start_failures = 0  # in a row
         self._crashes = 0  # workers in a row that served nothing
@@ -84,13 +79,13 @@ class Crew:
         self._lacking = 0  # workers in a row that lack a model
         self._standby_failures = 0
         self._standby_not_before = 0.0
-        self._desk = Dispatcher(self._members, self._serving, self._budget)
+        self._desk = Dispatcher(self._roster.members, self._roster.serving, self._budget)
         self.dispatch = self._desk.dispatch
 
     def join(self, engine: Engine) -> int:
         """Add a model, before `supervise`; its number in every worker."""
-        self._members.append(engine)
-        return len(self._members) - 1
+        self._roster.members.append(engine)
+        return len(self._roster.members) - 1
 
     async def supervise(self) -> None:
         """Keep what should be until cancelled; see `Engine.supervise`."""
@@ -99,35 +94,35 @@ class Crew:
             return
         self._over = asyncio.Event()
         try:
-            async with asyncio.TaskGroup() as self._tasks:
+            async with asyncio.TaskGroup() as self._roster.tasks:
                 try:
                     self.reconcile()
                     await self._over.wait()
                 finally:
-                    self._tasks = None  # it is ending: nothing more is started
+                    self._roster.tasks = None  # it is ending: nothing more is started
         finally:
             self._over.set()
             if self._timer is not None:
                 self._timer.cancel()
-            for seat in [*self._seats]:
+            for seat in [*self._roster.seats]:
                 for job in seat.take_back():
                     job.engine.queue.append(job)
-                self._end(seat)
+                self._roster.end(seat)
                 self._desk.release(seat)
-            for engine in self._members:
+            for engine in self._roster.members:
                 engine.stop()
             self._budget.withdraw(self._desk)
 
     def pids(self) -> list[int]:
         """Of the workers that serve, or else of those that start."""
-        return [seat.pid for seat in self._serving or self._seats if seat.pid]
+        return [seat.pid for seat in self._roster.serving or self._roster.seats if seat.pid]
 
     def rss_mib(self) -> int:
         """Of those that serve, as last told."""
-        return sum(seat.rss_mib for seat in self._serving)
+        return sum(seat.rss_mib for seat in self._roster.serving)
 
     def standby_of(self, tenant: int) -> wire.Loaded | None:
-        for seat in self._seats:
+        for seat in self._roster.seats:
             if seat.role is Role.STANDBY and seat.is_ready and isinstance(found := seat.loaded[tenant], wire.Loaded):
                 return found
         return None
@@ -135,20 +130,20 @@ class Crew:
     # --- what the seats tell ------------------------------------------------------------------------------------
 
     def tried(self, trying: wire.Trying) -> None:
-        self._members[trying.tenant].ranking.learn(trying.order)
+        self._roster.members[trying.tenant].ranking.learn(trying.order)
 
     def ready(self, seat: Seat) -> None:
         """Everything that this worker can load is loaded."""
         now = self._now()
-        for engine, found in zip(self._members, seat.loaded, strict=True):
+        for engine, found in zip(self._roster.members, seat.loaded, strict=True):
             for candidate, why in found.rejected if isinstance(found, wire.Loaded) else ():
                 engine.ranking.reject(candidate, now, why)
         faults = [found for found in seat.loaded if isinstance(found, wire.Fault)]
         if seat.probing is not None:
             self._passed(seat)
         elif len(faults) == len(seat.loaded):
-            self._end(seat)
-            for engine in self._members:
+            self._roster.end(seat)
+            for engine in self._roster.members:
                 engine.ranking.forget()
             self._useless([str(fault) for fault in faults], final=True)
         elif seat.role is Role.SERVE:
@@ -171,9 +166,9 @@ class Crew:
     def idle(self, seat: Seat) -> None:
         """Everything in hand is answered."""
         if seat.role is Role.LEAVE:
-            self._retire(seat)
+            self._roster.retire(seat)
             self.reconcile()
-        elif not seat.tired and seat.rss_mib > (limit := _limit_mib(seat)):
+        elif not seat.tired and seat.rss_mib > (limit := limit_mib(seat)):
             seat.tired = f"worker {seat.pid} grew to {seat.rss_mib} MiB, {limit} are allowed"
             self.reconcile()
         self._desk.release(seat)
@@ -181,21 +176,21 @@ class Crew:
 
     def ended(self, seat: Seat, why: str) -> None:
         """A worker is gone; its jobs go to the next."""
-        serving, jobs = seat in self._serving, seat.take_back()
-        self._end(seat)
+        serving, jobs = seat in self._roster.serving, seat.take_back()
+        self._roster.end(seat)
         self._blame(seat, jobs, why)
         if serving:
             self._crashes = 0 if seat.served else self._crashes + 1
-            for engine in self._members:
-                engine.restarting(why, serving=bool(self._serving))
+            for engine in self._roster.members:
+                engine.restarting(why, serving=bool(self._roster.serving))
             self._wait(_backoff(self._crashes - _START_FAILURES, _CRASH_BACKOFF_S, _CRASH_BACKOFF_MAX_S))
         elif seat.role is Role.SERVE:
-            self._useless([why] * len(self._members), final=False)
+            self._useless([why] * len(self._roster.members), final=False)
         elif seat.role is Role.STANDBY:  # without anything to do: not at once again
             self._standby_failures += 1
             pause = _backoff(self._standby_failures, _START_BACKOFF_S, _START_BACKOFF_MAX_S)
             self._standby_not_before = self._now() + pause
-        for engine in self._members:
+        for engine in self._roster.members:
             engine.redo([job for job in jobs if job.engine is engine], why, overdue=seat.overdue)
         self.reconcile()
         self._desk.release(seat)
@@ -208,11 +203,11 @@ class Crew:
         now = self._now()
         if seat.probing is not None:
             tenant, candidate = seat.probing
-            self._members[tenant].ranking.fail(candidate, now, why)
+            self._roster.members[tenant].ranking.fail(candidate, now, why)
         elif not seat.loaded:
             if (trying := seat.trying) is not None:
-                self._members[trying.tenant].ranking.fail(trying.order[trying.at], now, why)
-        elif len(engines := {job.engine for job in jobs} or {*self._members}) == 1:
+                self._roster.members[trying.tenant].ranking.fail(trying.order[trying.at], now, why)
+        elif len(engines := {job.engine for job in jobs} or {*self._roster.members}) == 1:
             (engine,) = engines
             loaded = seat.loaded[engine.tenant]
             if isinstance(loaded, wire.Loaded) and engine.ranking.fail(loaded.candidate, now, why):
@@ -222,12 +217,12 @@ class Crew:
     def _device_failed(self, seat: Seat, job: Job | None, fault: wire.Fault) -> None:
         """A runtime raised, or computes wrongly. The worker lives, and may go on with its other models."""
         jobs = [job] if job is not None else []
-        if seat.probing is not None or len(self._members) == 1:
+        if seat.probing is not None or len(self._roster.members) == 1:
             seat.in_hand = {**dict.fromkeys((-1,) if jobs else (), job), **seat.in_hand}
             seat.dismiss()
             self.ended(seat, f"worker {seat.pid}: {fault}")
             return
-        engine = self._members[fault.tenant]
+        engine = self._roster.members[fault.tenant]
         seat.shunned.add(fault.tenant)
         seat.tired = f"worker {seat.pid}: {fault}"
         loaded = seat.loaded[fault.tenant]
@@ -240,8 +235,8 @@ class Crew:
     def _useless(self, why: Sequence[str], *, final: bool) -> None:
         """A worker ended before it could serve: why, by model."""
         self._start_failures += 1
-        if not self._serving and (final or self._start_failures >= _START_FAILURES):
-            for engine in self._members:
+        if not self._roster.serving and (final or self._start_failures >= _START_FAILURES):
+            for engine in self._roster.members:
                 engine.fail(why[engine.tenant])
         self._wait(_backoff(self._start_failures, _START_BACKOFF_S, _START_BACKOFF_MAX_S))
 
@@ -249,9 +244,9 @@ class Crew:
         """A probe has reproduced the golden samples, once more; enough of it, and it serves."""
         assert seat.probing is not None
         tenant, candidate = seat.probing
-        ranking, found = self._members[tenant].ranking, seat.loaded[tenant]
+        ranking, found = self._roster.members[tenant].ranking, seat.loaded[tenant]
         if isinstance(found, wire.Fault):
-            self._end(seat)
+            self._roster.end(seat)
             self._blame(seat, (), str(found))
             return
         seat.passes += 1
@@ -261,10 +256,10 @@ class Crew:
             return
         ranking.close(candidate, self._now())
         seat.probing = None
-        if any(self._why_replace(other) for other in self._serving):
+        if any(self._roster.why_replace(other) for other in self._roster.serving):
             self._serve(seat)
         else:
-            self._retire(seat)
+            self._roster.retire(seat)
         self.reconcile()
 
     def _check(self, seat: Seat, tenant: int) -> None:
@@ -275,22 +270,26 @@ class Crew:
 
     def reconcile(self) -> None:
         """Start, switch and end workers until what is there is what should be."""
-        if self._tasks is None:
+        if self._roster.tasks is None:
             return
         now = self._now()
-        standby = next((seat for seat in self._seats if seat.role is Role.STANDBY), None)
-        lacking = self._wanted - len(self._serving)
-        outdated = [seat for seat in self._serving if self._why_replace(seat)]
-        if standby is not None and standby.is_ready and (lacking > 0 or outdated and not self._why_replace(standby)):
+        standby = next((seat for seat in self._roster.seats if seat.role is Role.STANDBY), None)
+        lacking = self._wanted - len(self._roster.serving)
+        outdated = [seat for seat in self._roster.serving if self._roster.why_replace(seat)]
+        if (
+            standby is not None
+            and standby.is_ready
+            and (lacking > 0 or (outdated and not self._roster.why_replace(standby)))
+        ):
             self._serve(standby)
             self.reconcile()
             return
-        starting = sum(seat.role is Role.SERVE for seat in self._seats) - len(self._serving)
+        starting = sum(seat.role is Role.SERVE for seat in self._roster.seats) - len(self._roster.serving)
         wanted = max(lacking, 1 if outdated else 0) - starting
         looks = [self._not_before] if wanted > 0 else []
         if now >= self._not_before:
             for _ in range(wanted):
-                self._start(Role.SERVE, [engine.ranking.order() for engine in self._members])
+                self._roster.start(Role.SERVE, [engine.ranking.order() for engine in self._roster.members])
         if lacking <= 0:
             looks += self._spare(standby, now)
         self._look_again(min((when for when in looks if when > now), default=NEVER))
@@ -298,79 +297,24 @@ class Crew:
     def _spare(self, standby: Seat | None, now: float) -> list[float]:
         """Probe and standby, while there is somebody to serve; when to look again."""
         looks = []
-        if not any(seat.probing for seat in self._seats):
-            tenant, due, candidate = self._probe_due()
+        if not any(seat.probing for seat in self._roster.seats):
+            tenant, due, candidate = self._roster.probe_due()
             if candidate is not None and due <= now:
-                orders = [engine.ranking.order() for engine in self._members]
+                orders = [engine.ranking.order() for engine in self._roster.members]
                 orders[tenant] = (candidate,)
-                self._start(Role.PROBE, orders, probing=(tenant, candidate))
+                self._roster.start(Role.PROBE, orders, probing=(tenant, candidate))
             else:
                 looks.append(due)
-        if standby is not None and standby.is_ready and self._misplaced(standby):
-            self._end(standby)
+        if standby is not None and standby.is_ready and self._roster.misplaced(standby):
+            self._roster.end(standby)
             standby = None
         if standby is None and self._standby and now < self._standby_not_before:
             looks.append(self._standby_not_before)
         elif standby is None and self._standby:
-            size = self._serving[0].fresh_mib
+            size = self._roster.serving[0].fresh_mib
             if self._budget.admit(size):
-                self._start(Role.STANDBY, self._spare_orders(), admitted_mib=size)
+                self._roster.start(Role.STANDBY, self._roster.spare_orders(), admitted_mib=size)
         return looks
-
-    def _probe_due(self) -> tuple[int, float, Candidate | None]:
-        """The next probe: of which model, when, of whom."""
-        best: tuple[int, float, Candidate | None] = (0, NEVER, None)
-        for engine in self._members:
-            due, candidate = engine.ranking.due()
-            if due < best[1]:
-                best = (engine.tenant, due, candidate)
-        return best
-
-    def _why_replace(self, seat: Seat) -> str:
-        """Why another should serve in its place, or nothing."""
-        if seat.tired:
-            return seat.tired
-        for engine, found in zip(self._members, seat.loaded, strict=True):
-            if isinstance(found, wire.Fault) or engine.ranking.better_than(found.candidate):
-                return f"{engine.name} could be computed better"
-        return ""
-
-    def _spare_orders(self) -> list[tuple[Candidate, ...]]:
-        serving = self._serving[0].loaded
-        return [
-            engine.ranking.spares(found.candidate) if isinstance(found, wire.Loaded) else engine.ranking.order()
-            for engine, found in zip(self._members, serving, strict=True)
-        ]
-
-    def _misplaced(self, standby: Seat) -> bool:
-        """Whether it was started for something else than would be now, and did not become that by chance."""
-        orders = self._spare_orders()
-        if standby.wish == orders:
-            return False
-        return any(
-            isinstance(found, wire.Loaded) and found.candidate != order[0]
-            for found, order in zip(standby.loaded, orders, strict=True)
-            if order
-        )
-
-    def _start(
-        self,
-        role: Role,
-        orders: list[tuple[Candidate, ...]],
-        *,
-        probing: tuple[int, Candidate] | None = None,
-        admitted_mib: int = 0,
-    ) -> None:
-        assert self._tasks is not None
-        tenants = tuple(engine.setup(order) for engine, order in zip(self._members, orders, strict=True))
-        setup = wire.Setup(
-            tenants=tenants, nice=self._nice, gentle=bool(self._serving), recheck_s=self._recheck_s,
-            parent=0, socket=-1, memory=-1, slot_bytes=self.max_input,
-        )  # fmt: skip
-        seat = Seat(self._command, setup, role, self._start_deadline_s, self, probing)
-        seat.wish, seat.admitted_mib = orders, admitted_mib
-        self._seats.append(seat)
-        self._tasks.create_task(seat.live(), name=f"worker of {tenants[0].name}")
 
     def _serve(self, seat: Seat) -> None:
         """From now on this worker is given jobs; who served in its place goes when it has nothing in hand."""
@@ -378,9 +322,9 @@ class Crew:
         self._budget.dismiss(seat.admitted_mib)
         seat.admitted_mib = 0
         self._start_failures = self._standby_failures = 0
-        self._serving.append(seat)
+        self._roster.serving.append(seat)
         lacks = False
-        for engine, found in zip(self._members, seat.loaded, strict=True):
+        for engine, found in zip(self._roster.members, seat.loaded, strict=True):
             if isinstance(found, wire.Loaded):
                 engine.ranking.close(found.candidate, self._now())
                 engine.served_by(found)
@@ -390,38 +334,12 @@ class Crew:
         # a worker that lacks a model is replaced, each time later
         self._lacking = self._lacking + 1 if lacks else 0
         self._wait(_backoff(self._lacking, _START_BACKOFF_S, _START_BACKOFF_MAX_S))
-        if len(self._serving) > self._wanted:
-            old = next((other for other in self._serving if other is not seat and self._why_replace(other)), None)
-            self._leave(old or self._serving[0])
+        if len(self._roster.serving) > self._wanted:
+            old = next(
+                (other for other in self._roster.serving if other is not seat and self._roster.why_replace(other)), None
+            )
+            self._roster.leave(old or self._roster.serving[0])
         self.dispatch()
-
-    def _leave(self, seat: Seat) -> None:
-        self._serving.remove(seat)
-        if seat.tired:
-            for engine in self._members:
-                engine.recycled(seat.tired)
-        seat.role = Role.LEAVE
-        if not seat.in_hand:
-            self._retire(seat)
-
-    def _retire(self, seat: Seat) -> None:
-        """A good worker that is not needed any more stands by, if that is what would be started next."""
-        seat.role = Role.STANDBY
-        free = self._standby and not any(s.role is Role.STANDBY and s is not seat for s in self._seats)
-        if free and not seat.tired and not self._misplaced(seat) and self._budget.admit(seat.rss_mib):
-            seat.admitted_mib = seat.rss_mib
-        else:
-            self._end(seat)
-
-    def _end(self, seat: Seat) -> None:
-        """Forget it, and end it if it has not ended by itself."""
-        self._seats.remove(seat)
-        if seat in self._serving:
-            self._serving.remove(seat)
-        self._budget.dismiss(seat.admitted_mib)
-        seat.admitted_mib = 0
-        if not seat.over:
-            seat.dismiss()
 
     def _wait(self, pause: float) -> None:
         """Before the next worker is started."""
@@ -436,12 +354,6 @@ class Crew:
 
     def _now(self) -> float:
         return asyncio.get_running_loop().time()
-
-
-def _limit_mib(seat: Seat) -> int:
-    """What the authors say; a worker that is born large is not replaced for being as it is."""
-    said = sum(found.limits.memory_mib for found in seat.loaded if isinstance(found, wire.Loaded))
-    return max(said, int(seat.fresh_mib * _GROWTH))
 
 
 def _backoff(failures: int, first: float, most: float) -> float:

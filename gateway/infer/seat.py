@@ -235,7 +235,7 @@ class Seat:
     def _rings(self) -> None:
         self._timer = None
         loop = asyncio.get_running_loop()
-        if self.is_ready and not self.in_hand or self._closed:
+        if (self.is_ready and not self.in_hand) or self._closed:
             return
         if loop.time() < self._due:
             self._timer = loop.call_at(self._due, self._rings)

@@ -58,7 +58,7 @@ class Fake:
         if self.mode == "unusable" or bundle.name == "broken" or (self.mode == "file" and not bundle.exists()):
             return wire.Fault("not a usable bundle", "pack it again")
         order = tenant.candidates or (FAKE,)
-        rejected = []
+        rejected: list[tuple[Candidate, str]] = []
         for at, candidate in enumerate(order):
             self.say(0, Kind.TRYING, wire.Trying(index, order, at))
             how = switch(candidate)
