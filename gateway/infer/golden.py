@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,17 +17,30 @@ from gateway.infer.recipe import Recipe
 from gateway.infer.steps import Array
 
 
-def check(bundle: Bundle, recipe: Recipe, runner: Runner, precision: Precision) -> None:
-    """Run every golden sample of the bundle.
+class Samples(NamedTuple):
+    """What the check needs of a bundle, held in memory: the file may be replaced while a worker serves."""
+
+    golden: tuple[Golden, ...]
+    members: dict[str, bytes]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Samples:
+        """Raises `ModelError`: a sample is missing."""
+        golden = bundle.manifest.golden
+        names = {name for sample in golden for name in (sample.input, sample.expected)}
+        return cls(golden, {name: bytes(bundle.member(name)) for name in names})
+
+
+def check(samples: Samples, recipe: Recipe, runner: Runner, precision: Precision) -> None:
+    """Run every golden sample.
 
     Raises:
         ModelError: an answer differs by more than the tolerance of this precision.
     """
-    for golden in bundle.manifest.golden:
-        # a copy: the mapping may not be closed while an array looks into it
-        prepared = recipe.prepare(bytes(bundle.member(golden.input)), golden.media)
+    for golden in samples.golden:
+        prepared = recipe.prepare(samples.members[golden.input], golden.media)
         outputs = runner(prepared.inputs)
-        expected = bytes(bundle.member(golden.expected))
+        expected = samples.members[golden.expected]
         if golden.expected.endswith(".json"):
             off = _result_off(recipe.finish(outputs, prepared.place), expected, golden)
         else:

@@ -74,7 +74,12 @@ def _report(ask: AskReport) -> Answer:
 
     with Bundle(Path(ask.bundle)) as bundle:
         loaded = load(bundle.manifest, bundle.member, ask.candidate)
-        golden.check(bundle, Recipe(bundle.manifest, ask.candidate.threads), loaded.runner, loaded.variant.precision)
+        golden.check(
+            golden.Samples.of(bundle),
+            Recipe(bundle.manifest, ask.candidate.threads),
+            loaded.runner,
+            loaded.variant.precision,
+        )
     return Answer(report=loaded.runner.report())
 
 

@@ -160,7 +160,7 @@ def figures(turns: Sequence[Turn], pss: int) -> Figures:
     )
 
 
-def _unheard(name: str, state: str, severity: Severity, message: str, **detail: object) -> None:
+def _unheard(name: str, state: str, severity: Severity, message: str, /, **detail: object) -> None:
     """An engine's events: what is measured here says it as a reason."""
 
 
