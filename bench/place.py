@@ -49,7 +49,7 @@ class Bare:
     def __init__(self, path: Path, candidate: Candidate) -> None:
         with Bundle(path) as bundle:
             self._recipe = Recipe(bundle.manifest)
-            self._runner: Runner = load(bundle.manifest, lambda name: bytes(bundle.member(name)), candidate).runner
+            self._runner: Runner = load(bundle.manifest, bundle.member, candidate).runner
             golden = bundle.manifest.golden[0]
             self._sample = bytes(bundle.member(golden.input)), golden.media
         self.rounds: list[float] = []

@@ -15,7 +15,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
-from gateway.infer.commands import add_commands as add_infer_commands
+from gateway.infer.bench_commands import add_commands as add_bench_commands
 from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
     add_commands(commands, EPILOG)
-    add_infer_commands(commands, EPILOG)
+    add_bench_commands(commands, EPILOG)
     return parser
 
 
