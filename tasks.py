@@ -1,5 +1,6 @@
 """The project's tasks. `./inv` lists them, `./inv --help TASK` explains one; they run from the repository's folder."""
 
+import hashlib
 import importlib
 import os
 import shlex
@@ -24,6 +25,11 @@ SYSTEM_PROGRAMS = {
     "strace": "strace",
 }
 LONG_PROGRAMS = {**SYSTEM_PROGRAMS, "rabbitmq-server": "rabbitmq-server"}
+TFLITE_TESTS = [
+    *(f"tests/unit/test_{name}.py" for name in ("backend", "device", "devices")),
+    "tests/unit/test_models.py::test_it_runs_and_reproduces_its_golden_samples[detect]",
+]
+NOT_RUN = 77  # exit code of a test that cannot run here, as in other test harnesses
 CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist"]
 
 
@@ -31,11 +37,14 @@ CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build",
     help={
         "integration": "run tests/integration instead; missing system programs are installed or named",
         "long": "run tests/long instead: a RabbitMQ cluster whose nodes are killed; not part of .ci/run",
+        "tflite": "run the tests of the backends on tflite-runtime instead; needs a Python 3.11, exit code 77 without",
         "select": "only tests that match, as in pytest -k",
         "args": "anything else for pytest, in one string",
     }
 )
-def test(c: Context, integration: bool = False, long: bool = False, select: str = "", args: str = "") -> None:
+def test(
+    c: Context, integration: bool = False, long: bool = False, tflite: bool = False, select: str = "", args: str = ""
+) -> None:
     """
     Run the tests: those in tests/unit, or with --integration those in tests/integration.
 
@@ -47,8 +56,11 @@ def test(c: Context, integration: bool = False, long: bool = False, select: str 
     if integration or long:
         require_programs(LONG_PROGRAMS if long else SYSTEM_PROGRAMS)
     folder = "tests/long" if long else "tests/integration" if integration else "tests/unit"
-    options = ["-k", select] if select else []
-    run_python("pytest", folder, *options, *shlex.split(args))
+    options = [*(["-k", select] if select else []), *shlex.split(args)]
+    if tflite:
+        run([str(tflite_python()), "-m", "pytest", *TFLITE_TESTS, *options])
+    else:
+        run_python("pytest", folder, *options)
 
 
 @task(help={"fix": "let ruff mend and format what it can first"})
@@ -77,7 +89,7 @@ def clean(c: Context, yes: bool = False) -> None:
     """List the caches and builds that can be made again; remove them with --yes. Never touches .venv or data."""
     found = [ROOT / name for name in CACHES if (ROOT / name).exists()]
     compiled = sorted(ROOT.rglob("__pycache__"))
-    found += [path for path in compiled if ".venv" not in path.relative_to(ROOT).parts]
+    found += [path for path in compiled if not path.relative_to(ROOT).parts[0].startswith(".venv")]
     for path in found:
         print(path.relative_to(ROOT))
         if yes:
@@ -138,6 +150,34 @@ def models_build(c: Context, name: str, args: str = "") -> None:
 def models_evaluate(c: Context, name: str, args: str = "") -> None:
     """Measure a model on its test data and write the figures, with the bundle's digest, into its card."""
     run_python("models", "evaluate", name, *shlex.split(args))
+
+
+def tflite_python() -> Path:
+    """The Python of .venv-tflite, made from requirements/tflite.txt when it is not there or not from this file.
+
+    tflite-runtime has no wheels for later Pythons, and needs NumPy 1, so it cannot be in .venv.
+    """
+    base = python_311()
+    if base is None:
+        raise Exit("octogate: NOT RUN: the tests on tflite-runtime 2.14 need a Python 3.11 with venv", code=NOT_RUN)
+    folder, lock = ROOT / ".venv-tflite", ROOT / "requirements/tflite.txt"
+    python, stamp = folder / "bin/python", folder / "octogate.stamp"
+    made_from = f"{ROOT}\n{hashlib.sha256(lock.read_bytes()).hexdigest()}\n"
+    if not stamp.exists() or stamp.read_text() != made_from:
+        print("octogate: making .venv-tflite from requirements/tflite.txt", file=sys.stderr)
+        run([base, "-m", "venv", "--clear", str(folder)])
+        run([str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(lock)])
+        stamp.write_text(made_from)
+    return python
+
+
+def python_311() -> str | None:
+    """A Python 3.11 that can make a venv; one on PATH may be a wrapper that only complains."""
+    base = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
+    works = (
+        base and not subprocess.run([base, "-c", "import ensurepip, venv"], capture_output=True, check=False).returncode
+    )
+    return base if works else None
 
 
 def call(module: str, *args: str) -> int:

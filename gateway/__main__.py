@@ -1,4 +1,6 @@
-"""The command line: `octogate run | check | plan | bench | status | ledger | export`. The only place that exits."""
+"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle`. The only place that
+exits.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,7 @@ from gateway import __version__
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
 from gateway.infer.bench_commands import add_commands as add_bench_commands
+from gateway.infer.bundle_commands import add_commands as add_bundle_commands
 from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
@@ -31,6 +34,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
+  octogate bundle verify MODEL.octo --key KEY.pem    may this model bundle be believed?
 """
 PLAN = """\
 Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Relative
@@ -77,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
     add_commands(commands, EPILOG)
     add_bench_commands(commands, EPILOG)
+    add_bundle_commands(commands, EPILOG)
     return parser
 
 

@@ -1,6 +1,6 @@
 """Makes the locks next to this file: hashes for every file, no addresses. Run by `./inv lock`.
 
-uv resolves once for Python 3.11 to 3.13 and every platform; it lives in a temporary venv, not in the project's own.
+uv resolves once for Python 3.11 to 3.13 and every platform, but for tflite.txt; it lives in a temporary venv, not in the project's own.
 """
 
 import os
@@ -12,7 +12,14 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 UV = "uv==0.13.9"
-LOCKS: dict[str, list[str]] = {"core": [], "dev": ["--extra", "dev"], "train": ["--extra", "train"]}
+UNIVERSAL = ["--universal", "--fork-strategy", "fewest"]
+LOCKS: dict[str, list[str]] = {
+    "core": UNIVERSAL,
+    "dev": [*UNIVERSAL, "--extra", "dev"],
+    "train": [*UNIVERSAL, "--extra", "train"],
+    # for Python 3.11 and Linux alone, which is where tflite-runtime still has wheels
+    "tflite": ["--python-platform", "linux", "--extra", "test-tflite"],
+}
 HEADER = """\
 # Made by ./inv lock from pyproject.toml. Install with: pip install --require-hashes -r requirements/{name}.txt
 """
@@ -32,7 +39,7 @@ def compile_lock(uv: str, name: str, options: list[str]) -> None:
     # This machine's own indexes and folders must not leak into a lock that others install from.
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("UV_", "PIP_"))}
     command = [
-        *(uv, "pip", "compile", "--quiet", "--no-config", "--universal", "--fork-strategy", "fewest"),
+        *(uv, "pip", "compile", "--quiet", "--no-config"),
         *(
             "--python-version",
             "3.11",

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gateway.errors import ModelError
 from gateway.infer.bundle import ALIGNMENT, MAX_MEMBERS, Bundle, Signature, canonical, valid_name
-from gateway.infer.manifest import MANIFEST, SIGNATURE, Manifest, encode
+from gateway.infer.manifest import MANIFEST, SIGNATURE, Manifest, Precision, Variant, encode
 
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the oldest date a zip knows: the same content gives the same bytes
 _LOCAL_HEADER = 30
@@ -53,6 +53,27 @@ def pack(path: Path, manifest: Manifest, files: Mapping[str, bytes], key: Ed2551
     finally:
         partial.unlink(missing_ok=True)
     return hashlib.sha256(message).hexdigest()
+
+
+def openvino_variant(xml: Path, precision: Precision) -> tuple[Variant, dict[str, bytes]]:
+    """A variant and its two members from an OpenVINO IR on disk (`openvino.save_model` writes one).
+
+    Save fp32 models with `compress_to_fp16=False`: the default rounds the weights, and the golden samples tell.
+
+    Args:
+        xml: the `.xml` file; the `.bin` of the same name lies beside it.
+
+    Raises:
+        ModelError: one of the two is not there.
+    """
+    weights = xml.with_suffix(".bin")
+    try:
+        members = {path.name: path.read_bytes() for path in (xml, weights)}
+    except OSError as error:
+        raise ModelError(
+            f"{xml}: cannot read the IR: {error}", hint="name the .xml that lies beside its .bin"
+        ) from error
+    return Variant(file=xml.name, format="openvino", precision=precision, weights=weights.name), members
 
 
 def generate_key(private_path: Path, public_path: Path) -> Ed25519PrivateKey:

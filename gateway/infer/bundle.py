@@ -149,7 +149,7 @@ class Bundle:
                 f"{self.path}: the bundle is not signed",
                 hint="sign it when packing, or set trust.allow_unsigned while developing",
             )
-        signature = self._read_signature()
+        signature = self.signature()
         if signature.key not in trusted:
             if allow_unsigned:
                 return Verified(digest, "")
@@ -159,6 +159,18 @@ class Bundle:
             )
         _check_signature(self.path, trusted[signature.key], signature.signature, message)
         return Verified(digest, signature.key)
+
+    def signature(self) -> Signature:
+        """What `signature.json` says; it proves nothing before `verify`.
+
+        Raises:
+            ModelError: there is none, or it is damaged.
+        """
+        data = self.member(SIGNATURE)
+        try:
+            return msgspec.json.decode(bytes(data[:MAX_SIGNATURE]), type=Signature)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise self._bad(f"signature.json: {error}") from error
 
     def _bad(self, why: str) -> ModelError:
         return ModelError(f"{self.path}: not a usable bundle: {why}", hint="copy or pack it again")
@@ -230,13 +242,6 @@ class Bundle:
         for name in sorted(self._members.keys() - wanted - {SIGNATURE}):
             raise self._bad(f"member {name} is not named by the manifest")
         return manifest
-
-    def _read_signature(self) -> Signature:
-        data = self.member(SIGNATURE)
-        try:
-            return msgspec.json.decode(bytes(data[:MAX_SIGNATURE]), type=Signature)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise self._bad(f"signature.json: {error}") from error
 
 
 def read_manifest(path: Path) -> Manifest:

@@ -20,7 +20,15 @@ from gateway.infer.steps import Array
 _RUNTIMES = ("ai_edge_litert.interpreter", "tflite_runtime.interpreter")
 _FAULTS = (RuntimeError, ValueError, TypeError)
 _TAKEN = "DELEGATE"  # the name of a node that stands for those a delegate has taken
-_UNUSABLE = (ImportError, AttributeError, *_FAULTS)
+# tflite-runtime beside NumPy 2: SystemError, when something is constructed
+_UNUSABLE = (ImportError, AttributeError, SystemError, *_FAULTS)
+# One float tensor, input and output at once, and no node: the smallest model.
+_PROBE = bytes.fromhex(
+    "1800000054464c3300000e00140010000c000800000004000e000000700000000c000000100000000300000001000000"
+    "14000000000000000c00140010000c00080004000c000000100000001000000014000000180000000000000001000000"
+    "000000000100000000000000010000000c00000000000600080004000600000004000000010000000100000001000000"
+    "080000000400040004000000"
+)
 
 
 def devices(extra: Sequence[str]) -> list[Device]:
@@ -41,29 +49,23 @@ def devices(extra: Sequence[str]) -> list[Device]:
 
 def load(source: Source, candidate: Candidate) -> LitertRunner:
     """An interpreter of the first runtime that really constructs one; see `backend.Backend`."""
+    module = _runtime()
     if candidate.device != CPU:
-        return _load_delegated(source, candidate)
-    reasons = []
-    for name in _RUNTIMES:
-        try:
-            # constructing is the probe: tflite-runtime imports beside NumPy 2 and breaks only here
-            module = importlib.import_module(name)
-            interpreter = module.Interpreter(model_content=source.model, num_threads=candidate.threads)
-            interpreter.allocate_tensors()
-        except _UNUSABLE as error:
-            reasons.append(f"{name.partition('.')[0]}: {_first_line(error)}")
-            continue
-        partition = _partition(interpreter, "XNNPACK", "kernels")
-        return LitertRunner(interpreter, source.variant, candidate, _package(module), partition)
-    raise ModelError("; ".join(reasons), hint="install the extra: pip install 'octogate[litert]'")
+        return _load_delegated(module, source, candidate)
+    try:
+        interpreter = module.Interpreter(model_content=source.model, num_threads=candidate.threads)
+        interpreter.allocate_tensors()
+    except _FAULTS as error:
+        raise ModelError(f"{_package(module)} does not take it: {_first_line(error)}") from error
+    partition = _partition(interpreter, "XNNPACK", "kernels")
+    return LitertRunner(interpreter, source.variant, candidate, _package(module), partition)
 
 
-def _load_delegated(source: Source, candidate: Candidate) -> LitertRunner:
+def _load_delegated(module: Any, source: Source, candidate: Candidate) -> LitertRunner:
     """An interpreter with the delegate alone, so that what it takes can be told from what XNNPACK would take.
 
     The nodes it leaves are computed by the runtime's own kernels.
     """
-    module = _runtime()
     delegate = _delegate(module, candidate.device)
     try:
         interpreter = module.Interpreter(
@@ -85,13 +87,21 @@ def _load_delegated(source: Source, candidate: Candidate) -> LitertRunner:
 
 
 def _runtime() -> Any:
-    """The first runtime that can be imported with what it needs; whether it computes, only an interpreter shows."""
+    """The first runtime that really constructs an interpreter.
+
+    Raises:
+        ModelError: none does, with the reason of each.
+    """
     reasons = []
     for name in _RUNTIMES:
         try:
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
+            # constructing is the probe: tflite-runtime imports beside NumPy 2 and breaks only here
+            module.Interpreter(model_content=_PROBE).allocate_tensors()
         except _UNUSABLE as error:
             reasons.append(f"{name.partition('.')[0]}: {_first_line(error)}")
+        else:
+            return module
     raise ModelError("; ".join(reasons), hint="install the extra: pip install 'octogate[litert]'")
 
 

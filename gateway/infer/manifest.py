@@ -45,6 +45,10 @@ class Variant(Part, frozen=True, kw_only=True):
     inputs: Annotated[tuple[str, ...], Meta(max_length=64)] = ()  # tensor names; empty takes the file's order
     outputs: Annotated[tuple[str, ...], Meta(max_length=64)] = ()  # the order the post steps expect
 
+    def __post_init__(self) -> None:
+        if (self.format == "openvino") != (self.weights is not None):
+            raise ValueError("weights go with format openvino: an IR is two files, the others are one")
+
 
 class Window(Part, frozen=True, kw_only=True, tag_field="kind", tag="window"):
     """Consecutive readings of one stream: float32 [channels, length], channels chosen by name."""
@@ -236,3 +240,13 @@ def decode(data: bytes, where: str) -> Manifest:
 def encode(manifest: Manifest) -> bytes:
     """Canonical JSON of a manifest: the same manifest gives the same bytes."""
     return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+
+
+def json_schema() -> bytes:
+    """The JSON Schema of `manifest.json`: what `octogate bundle schema` prints and docs/manifest.schema.json is."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"manifest.json of an Octogate model bundle, schema {SCHEMA}",
+        **msgspec.json.schema(Manifest),
+    }
+    return msgspec.json.format(msgspec.json.encode(schema), indent=1) + b"\n"

@@ -250,9 +250,9 @@ class _Preset:
 
     def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]:
         for place, x in zip(self._inputs, inputs, strict=True):
-            if x.shape != place.shape:  # copyto would broadcast it
+            if x.shape != place.shape:  # it would be broadcast
                 raise ValueError(f"an input of shape {x.shape}, not {place.shape}")
-            np.copyto(place, x, casting="unsafe")
+            place[...] = x
         self._session.run_with_iobinding(self._binding)
         return self._outputs
 

@@ -89,6 +89,9 @@ def _core(openvino: Any, candidate: Candidate) -> tuple[Any, Target]:
         known = core.get_property(part.name, "SUPPORTED_PROPERTIES")
         if "INFERENCE_NUM_THREADS" in known:
             settings["INFERENCE_NUM_THREADS"] = candidate.threads
+        # pinned, every worker waits for the same core, the first one, whoever else is on it
+        if "ENABLE_CPU_PINNING" in known:
+            settings["ENABLE_CPU_PINNING"] = False
         # the default is bf16 where a processor has it: 3e-3 off, which int8 models are anyway
         if "INFERENCE_PRECISION_HINT" in known and candidate.precision == "fp32":
             settings["INFERENCE_PRECISION_HINT"] = "f32"
@@ -189,14 +192,15 @@ class OpenvinoRunner:
         self._outputs = [
             self._request.get_tensor(port).data for port in _ports(compiled.outputs, variant.outputs, variant)
         ]
+        self._shapes = [place.shape for place in self._inputs]
         for place in self._inputs:
             place[...] = 0
         self._request.infer()  # a device that compiles may still fail here
 
     def __call__(self, inputs: Sequence[Array]) -> Sequence[Array]:
         try:
-            for target, x in zip(self._inputs, inputs, strict=True):
-                np.copyto(target, x.reshape(target.shape), casting="same_kind")
+            for place, shape, x in zip(self._inputs, self._shapes, inputs, strict=True):
+                np.copyto(place, x if x.shape == shape else x.reshape(shape), "same_kind")
             self._request.infer()
         except _FAULTS as error:
             raise ModelError(f"OpenVINO failed: {_line(error)}") from error

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.errors import ModelError
 from gateway.infer import backend, litert
-from gateway.infer.backend import Device, Source
+from gateway.infer.backend import Device, Runner, Source
 from gateway.infer.candidate import Candidate, defaults
 from gateway.infer.manifest import Variant
 from gateway.infer.steps import Array
@@ -18,6 +18,16 @@ TFLITE = Variant(file="model.tflite", format="tflite", precision="fp32")
 X: Array = np.arange(8, dtype=np.float32).reshape(1, 8)
 
 
+RUNTIMES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+def load(name: str, source: Source, candidate: Candidate) -> Runner:
+    """On a runtime that is installed: where only tflite-runtime is, the others are skipped."""
+    if name in RUNTIMES:
+        pytest.importorskip(RUNTIMES[name])
+    return backend.backend(name).load(source, candidate)
+
+
 def candidate(name: str, variant: Variant) -> Candidate:
     return Candidate(backend=name, file=variant.file, precision=variant.precision)
 
@@ -25,11 +35,11 @@ def candidate(name: str, variant: Variant) -> Candidate:
 @pytest.mark.parametrize(("name", "file"), [("onnx", ONNX), ("litert", TFLITE), ("openvino", ONNX)])
 def test_every_runtime_computes_the_same(name: str, file: Variant) -> None:
     model = bundles.onnx_model() if file is ONNX else bundles.tflite_model()
-    runner = backend.backend(name).load(Source(file, model), candidate(name, file))
+    runner = load(name, Source(file, model), candidate(name, file))
     for _ in range(3):
         (y,) = runner([X])
         assert y.tolist() == [[28.0, 0.0]]
-    assert runner.description == f"{name} fp32 x1"
+    assert runner.description.replace("tflite", "litert") == f"{name} fp32 x1"
     report = runner.report()
     assert (report.device, report.precision, report.threads) == ("CPU", "fp32", 1)
     with pytest.raises(ModelError, match="failed"):
@@ -38,13 +48,12 @@ def test_every_runtime_computes_the_same(name: str, file: Variant) -> None:
 
 @pytest.mark.parametrize(("name", "file"), [("onnx", ONNX), ("litert", TFLITE), ("openvino", ONNX)])
 def test_nonsense_and_wrong_names_are_refused(name: str, file: Variant) -> None:
-    load = backend.backend(name).load
     with pytest.raises(ModelError):
-        load(Source(file, b"nonsense"), candidate(name, file))
+        load(name, Source(file, b"nonsense"), candidate(name, file))
     model = bundles.onnx_model() if file is ONNX else bundles.tflite_model()
     named = Variant(file=file.file, format=file.format, precision="fp32", outputs=("elsewhere",))
     with pytest.raises(ModelError, match=r"has no tensor elsewhere"):
-        load(Source(named, model), candidate(name, named))
+        load(name, Source(named, model), candidate(name, named))
 
 
 def test_a_missing_runtime_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,10 +70,26 @@ def test_a_missing_runtime_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("name", ["onnx", "litert", "openvino"])
 def test_every_backend_names_its_devices(name: str) -> None:
+    if name in RUNTIMES:
+        pytest.importorskip(RUNTIMES[name])
     found = backend.backend(name).devices(["Unheard"])
     assert found[0] == Device("CPU")
     (absent,) = [device for device in found if device.name == "Unheard"]
     assert absent.why_not
+
+
+def test_a_runtime_that_only_imports_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As tflite-runtime beside NumPy 2: it breaks with a SystemError when an interpreter is constructed."""
+    module = litert._runtime()
+
+    def broken(**_: object) -> None:
+        raise SystemError("returned a result with an exception set")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "Interpreter", broken)
+        assert "returned a result with an exception set" in litert.devices([])[0].why_not
+        with pytest.raises(ModelError, match="returned a result with an exception set"):
+            litert.load(Source(TFLITE, bundles.tflite_model()), candidate("litert", TFLITE))
 
 
 def test_the_authors_order_is_the_default() -> None:

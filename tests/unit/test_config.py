@@ -99,6 +99,32 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('providers = ["CUDA Execution"]', r"inference\.providers\[0\]: 'CUDA Execution' is not an execution provider"),
+        ('delegates = ["libedgetpu.so.1", "lib/x.so"]', r"inference\.delegates\[1\]: 'lib/x\.so' is not a delegate's"),
+        ('openvino_devices = ["NPU,CPU"]', r"inference\.openvino_devices\[0\]: 'NPU,CPU' is not a device"),
+        ('delegates = [""]', r"inference\.delegates\[0\]: Expected `str` of length >= 1"),
+    ],
+)
+def test_a_wrong_device_is_named(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        load(write(tmp_path, f"{GOOD}\n[inference]\n{line}\n"))
+
+
+def test_devices_by_backend(tmp_path: Path) -> None:
+    words = (
+        'providers = ["CUDAExecutionProvider"]\ndelegates = ["libedgetpu.so.1"]\nopenvino_devices = ["HETERO:NPU,CPU"]'
+    )
+    table = load(write(tmp_path, f"{GOOD}\n[inference]\n{words}\n")).inference
+    assert [table.devices(name) for name in ("onnx", "litert", "openvino")] == [
+        ("CUDAExecutionProvider",),
+        ("libedgetpu.so.1",),
+        ("HETERO:NPU,CPU",),
+    ]
+
+
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot read it: No such file"):
         load(tmp_path / "none.toml")

@@ -54,3 +54,11 @@ def test_dark_and_light_and_narrow_are_provided_for() -> None:
     assert re.search(r"max-width: \d+px", css)
     assert 'name="viewport"' in HTML
     assert 'lang="en"' in HTML
+
+
+def test_unsigned_models_and_unsafe_settings_are_shown() -> None:
+    """What the page makes of `signed` and `warnings`; tests/integration/test_unsigned.py sees that they are sent."""
+    script = FILES["/page.js"]
+    assert 'x.signed ? "signed" : "unsigned", x.signed ? "ok" : "bad"' in script
+    assert '$("warnings").hidden = !s.warnings?.length' in script
+    assert re.search(r'<section [^>]*id="warnings" aria-label="Unsafe settings"', HTML)
