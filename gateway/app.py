@@ -144,7 +144,9 @@ class App:
         config = self.config
         for model in config.model:
             self._engines[model.name] = self._make_engine(model)
-        self._placer = Placer({model.name: order_of(config, model) for model in config.model}, self._engines, self.notify)
+        self._placer = Placer(
+            {model.name: order_of(config, model) for model in config.model}, self._engines, self.notify
+        )
         for table in config.pipeline:
             self._make_pipeline(table)
         for source in config.source:
@@ -209,7 +211,7 @@ class App:
             max_input=table.max_input_kib << 10,
             keys=tuple(config.path(key) for key in config.trust.keys),
             allow_unsigned=config.trust.allow_unsigned,
-            notify=partial(self.notify, table.name),
+            notify=partial(self._engine_says, table.name),
         )
 
     def _make_pipeline(self, table: PipelineTable) -> None:
@@ -310,6 +312,13 @@ class App:
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
         """An event about the gateway itself."""
         self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
+
+    def _engine_says(
+        self, model: str, name: str, state: str, severity: Severity, message: str, /, **detail: Any
+    ) -> None:
+        self.notify(model, name, state, severity, message, **detail)
+        if name == "model.failover":  # a device may have gone, or come back
+            self._placer.request(model)
 
     def _event(self, event: Event) -> asyncio.Future[None]:
         about = "" if event.message.startswith(event.origin) else f"{event.origin}: "

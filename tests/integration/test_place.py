@@ -265,6 +265,10 @@ def test_the_daemon_places_its_model_in_idle_time_and_after_a_kill(tmp_path: Pat
             assert event.detail["to"] == "onnx fp32 x1 (model.onnx)" and event.detail["ratio"] > 2
             assert ranking.load(cache) is not None
             await gateway.until(lambda s: s.models[0].state == "ready", "the chosen one runs")
+            await until(lambda: not _measuring(gateway.process.pid), "nothing is measured any more")  # type: ignore[union-attr]
+            os.kill((await gateway.status()).models[0].pid, signal.SIGKILL)
+            await gateway.until(lambda s: any(e.name == "model.failover" for e in s.events), "the next one serves")
+            await until(lambda: bool(_measuring(gateway.process.pid)), "it looks at the devices")  # type: ignore[union-attr]
             assert await gateway.end() == 0
         finally:
             if gateway.process is not None and gateway.process.returncode is None:
