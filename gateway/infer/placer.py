@@ -34,6 +34,7 @@ RESUME = 5  # calm ones before a stopped measurement goes on
 GIVE_UP = 60  # stopped for so long, it is ended
 LONGEST = 1800  # of one measurement; then something in it hangs
 ATTEMPTS = 3  # that ended by a signal: killed from outside, or for memory
+NICE = 19  # of the measuring process, which lowers itself still more
 LAG_S = 0.05  # the loop's timer may be so late
 SHARE = 0.5  # of the processors that others, and our own models, may use
 _UNCHANGED, _MEASURED = 3, 0  # exit statuses of place.py
@@ -177,7 +178,7 @@ class Placer:
     async def _measure(self, order: Order, look: Look) -> tuple[int | None, str]:
         """One process from start to end: its exit status, or None when there was no time for it, and its last words."""
         argument = msgspec.json.encode(msgspec.structs.replace(order, parent=os.getpid())).decode()
-        child = Child([*self._command, argument], env=python_env(), nice=19, capture_stderr=True)
+        child = Child([*self._command, argument], env=python_env(), nice=NICE, capture_stderr=True)
         async with child, asyncio.TaskGroup() as group:
             governor = group.create_task(_govern(child, look), name=f"measuring {order.name}")
             status = await child.wait()
