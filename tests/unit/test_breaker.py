@@ -132,8 +132,7 @@ class Model:
 
     def end(self) -> None:
         self.running = 0
-        self.budget.give(self.tokens)
-        self.dispatch()
+        self.budget.give(self.tokens, self)
 
 
 def test_priority_then_age_and_never_more_threads_than_there_are() -> None:
