@@ -20,7 +20,7 @@ from gateway.acquire.node import NodeSource
 from gateway.acquire.replay import PictureReplay
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
-from gateway.config import Config, ModelTable, PipelineTable, SourceTable
+from gateway.config import Config, PipelineTable, SourceTable
 from gateway.config import NodeSource as NodeTable
 from gateway.contract import (
     EVENTS_STREAM,
@@ -43,8 +43,9 @@ from gateway.errors import ConfigError, ControlError, StoreError
 from gateway.infer.bundle import read_manifest
 from gateway.infer.engine import Engine
 from gateway.infer.manifest import Window
-from gateway.infer.order import first_candidates, order_of
+from gateway.infer.order import order_of
 from gateway.infer.placer import Placer
+from gateway.inference import engines
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.remote import Remote
@@ -142,11 +143,9 @@ class App:
     def build(self, remote: Remote) -> None:
         """Make every part; nothing runs yet."""
         config = self.config
-        for model in config.model:
-            self._engines[model.name] = self._make_engine(model)
-        self._placer = Placer(
-            {model.name: order_of(config, model) for model in config.model}, self._engines, self.notify
-        )
+        self._engines = engines(config, self._engine_says)
+        orders = {model.name: order_of(config, model) for model in config.model}
+        self._placer = Placer(orders, self._engines, self.notify)
         for table in config.pipeline:
             self._make_pipeline(table)
         for source in config.source:
@@ -197,22 +196,6 @@ class App:
             table = msgspec.structs.replace(table, port=port)
             return NodeSource(table, self.spool.mark(table.name), self.clock)
         return PictureReplay(table, self.config.path(table.folder), self.clock)
-
-    def _make_engine(self, table: ModelTable) -> Engine:
-        config = self.config
-        return Engine(
-            table.name,
-            config.path(table.bundle),
-            candidates=first_candidates(order_of(config, table)),
-            backend=table.backend,
-            threads=table.threads or 1,
-            deadline_s=table.deadline_ms / 1000,
-            nice=table.nice,
-            max_input=table.max_input_kib << 10,
-            keys=tuple(config.path(key) for key in config.trust.keys),
-            allow_unsigned=config.trust.allow_unsigned,
-            notify=partial(self._engine_says, table.name),
-        )
 
     def _make_pipeline(self, table: PipelineTable) -> None:
         engine, notify = self._engines[table.model], partial(self.notify, table.name)

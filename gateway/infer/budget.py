@@ -53,8 +53,9 @@ class Budget:
             return self.take(who, tokens)
         return False
 
-    def give(self, tokens: int) -> None:
-        """Give back what was taken; who waits is served in order, until the first that does not fit."""
+    def give(self, tokens: int, who: Claimant) -> None:
+        """Give back what was taken; who waits, the giver too, is served in order, until the first that does not fit."""
+        self._waiting[who] = None
         self._free += min(tokens, self.cpus)
         while self._free and (who := self._first()) is not None:
             waiting = len(self._waiting)

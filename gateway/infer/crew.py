@@ -117,6 +117,10 @@ class Crew:
         """Of the workers that serve, or else of those that start."""
         return [seat.pid for seat in self._roster.serving or self._roster.seats if seat.pid]
 
+    def serving(self) -> int:
+        """How many workers are given jobs."""
+        return len(self._roster.serving)
+
     def rss_mib(self) -> int:
         """Of those that serve, as last told."""
         return sum(seat.rss_mib for seat in self._roster.serving)

@@ -53,7 +53,7 @@ class Dispatcher:
         """This worker has nothing in hand any more."""
         tokens, seat.tokens = seat.tokens, 0
         if tokens:
-            self._budget.give(tokens)
+            self._budget.give(tokens, self)
 
     def _next(self, seat: Seat) -> tuple[Claim, Engine] | None:
         """The model whose job goes first."""
@@ -70,7 +70,9 @@ class Dispatcher:
         if not engine.micro or jobs[0].attempts or not jobs[0].small:
             return jobs
         room = wire.INLINE_MAX
-        while len(jobs) < BATCH and (found := self._next(seat)) is not None and found[1].micro:
+        waiting = 1 + sum(len(member.queue) for member in self._members)
+        share = min(BATCH, -(-waiting // len(self._serving)))  # the other workers want some, too
+        while len(jobs) < share and (found := self._next(seat)) is not None and found[1].micro:
             job = found[1].queue[0]
             room -= len(job.data) + len(job.media)
             if job.attempts or room < 0:

@@ -160,7 +160,7 @@ class Engine:
             p50_ms=p50,
             p99_ms=p99,
             detail=self._detail,
-            workers=len(pids),
+            workers=self._crew.serving(),
             rss_mib=self._crew.rss_mib(),
             standby=standby.backend if standby else "",
             failed_over=self._failed_over,

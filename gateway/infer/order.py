@@ -26,6 +26,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
         cpus: the CPU budget: the most threads of a candidate.
         backend: with `device` and `threads` what the config pins; empty and 0 leave it open.
         extra: by backend, further devices to look for.
+        deadline_s: 0 takes the bundle's own limit.
         seconds: how long each of the good candidates is timed, in all rounds together.
         patience_s: how long a candidate may take to load, to compile and to be proven.
         worker: another worker's command line; empty takes ours.
@@ -84,7 +85,7 @@ def order_of(config: Config, table: ModelTable) -> Order:
         allow_unsigned=config.trust.allow_unsigned,
         cache=str(config.data_dir / "placement" / f"{table.name}.json"),
         objective=inference.objective,
-        cpus=cpus_here(),
+        cpus=inference.cpus or cpus_here(),
         backend=table.backend,
         device=table.device,
         threads=table.threads,

@@ -72,6 +72,8 @@ async def place(order: Order, tell: Tell, *, again: bool) -> Outcome:
     """
     tell(0, 0, "devices")
     content = await asyncio.to_thread(_content, order)
+    deadline_s = order.deadline_s or content.manifest.limits.deadline_ms / 1000
+    order = msgspec.structs.replace(order, deadline_s=deadline_s)
     found = await inventory.devices(order)
     key = inventory.key(order, content.digest, found)
     remembered = ranking.load(Path(order.cache)) if order.cache else None

@@ -72,7 +72,7 @@ def _orders(args: argparse.Namespace) -> list[Order]:
             bundle=str(Path(what).absolute()),
             allow_unsigned=True,
             cpus=cpus_here(),
-            deadline_s=manifest.limits.deadline_ms / 1000,
+            deadline_s=0.0,
         )
         return [_with_options(order, args)]
     config = load(args.config)

@@ -9,10 +9,13 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
+from gateway.app import App
 from gateway.child import python_env
-from gateway.contract import ModelStatus, Severity
+from gateway.config import Config
+from gateway.contract import BatchKind, ModelStatus, Severity
 from gateway.infer import placer, ranking
 from gateway.infer.candidate import Candidate
 from gateway.infer.order import Order
@@ -273,3 +276,26 @@ def test_the_lowest_priority_is_what_nobody_else_wants() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], env=python_env(), capture_output=True, check=True, text=True)
     assert done.stdout.split() == ["True", "19"]
+
+
+class Rows:
+    """Takes what would be stored."""
+
+    def append_row(self, stream: str, kind: BatchKind, row: bytes) -> asyncio.Future[None]:
+        return asyncio.get_running_loop().create_future()
+
+
+def test_a_failover_has_its_model_looked_at_again(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = msgspec.convert({"gateway": {"id": "test", "data_dir": "data"}, "base": str(tmp_path)}, Config)
+        app = App(config)
+        app.spool = Rows()  # type: ignore[assignment]
+        orders = {"m": Order(name="m", bundle="none.octo")}
+        app._placer = Placer(orders, {"m": Engine()}, app.notify)
+        app._placer._due.clear()
+        app._engine_says("m", "model.restarted", "point", Severity.WARNING, "its worker ended")
+        assert list(app._placer._due) == []
+        app._engine_says("m", "model.failover", "raised", Severity.WARNING, "its device is gone")
+        assert list(app._placer._due) == ["m"]
+
+    run(scenario)
