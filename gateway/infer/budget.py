@@ -55,11 +55,14 @@ class Budget:
 
     def give(self, tokens: int, who: Claimant) -> None:
         """Give back what was taken; who waits, the giver too, is served in order, until the first that does not fit."""
-        self._waiting[who] = None
         self._free += min(tokens, self.cpus)
-        while self._free and (who := self._first()) is not None:
-            waiting = len(self._waiting)
+        if not self._waiting:
             who.dispatch()
+            return
+        self._waiting[who] = None
+        while self._free and (first := self._first()) is not None:
+            waiting = len(self._waiting)
+            first.dispatch()
             if len(self._waiting) >= waiting:  # still waits: for more tokens than there are
                 return
 

@@ -142,6 +142,7 @@ class Crew:
         for engine, found in zip(self._roster.members, seat.loaded, strict=True):
             for candidate, why in found.rejected if isinstance(found, wire.Loaded) else ():
                 engine.ranking.reject(candidate, now, why)
+        seat.limit_mib = limit_mib(seat)
         faults = [found for found in seat.loaded if isinstance(found, wire.Fault)]
         if seat.probing is not None:
             self._passed(seat)
@@ -172,11 +173,10 @@ class Crew:
         if seat.role is Role.LEAVE:
             self._roster.retire(seat)
             self.reconcile()
-        elif not seat.tired and seat.rss_mib > (limit := limit_mib(seat)):
-            seat.tired = f"worker {seat.pid} grew to {seat.rss_mib} MiB, {limit} are allowed"
+        elif seat.rss_mib > seat.limit_mib and not seat.tired:
+            seat.tired = f"worker {seat.pid} grew to {seat.rss_mib} MiB, {seat.limit_mib} are allowed"
             self.reconcile()
         self._desk.release(seat)
-        self.dispatch()
 
     def ended(self, seat: Seat, why: str) -> None:
         """A worker is gone; its jobs go to the next."""
@@ -198,7 +198,6 @@ class Crew:
             engine.redo([job for job in jobs if job.engine is engine], why, overdue=seat.overdue)
         self.reconcile()
         self._desk.release(seat)
-        self.dispatch()
 
     # --- blame --------------------------------------------------------------------------------------------------
 

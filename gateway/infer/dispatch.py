@@ -50,10 +50,12 @@ class Dispatcher:
             seat.send(self._batch(engine, seat), engine.deadline_s(loaded))
 
     def release(self, seat: Seat) -> None:
-        """This worker has nothing in hand any more."""
+        """This worker has nothing in hand any more: something else may be."""
         tokens, seat.tokens = seat.tokens, 0
         if tokens:
             self._budget.give(tokens, self)
+        else:
+            self.dispatch()
 
     def _next(self, seat: Seat) -> tuple[Claim, Engine] | None:
         """The model whose job goes first."""

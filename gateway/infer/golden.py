@@ -31,12 +31,13 @@ class Samples(NamedTuple):
         return cls(golden, {name: bytes(bundle.member(name)) for name in names})
 
 
-def check(samples: Samples, recipe: Recipe, runner: Runner, precision: Precision) -> None:
+def check(source: Bundle | Samples, recipe: Recipe, runner: Runner, precision: Precision) -> None:
     """Run every golden sample.
 
     Raises:
         ModelError: an answer differs by more than the tolerance of this precision.
     """
+    samples = source if isinstance(source, Samples) else Samples.of(source)
     for golden in samples.golden:
         prepared = recipe.prepare(samples.members[golden.input], golden.media)
         outputs = runner(prepared.inputs)

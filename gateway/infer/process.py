@@ -19,7 +19,7 @@ from gateway.infer import wire
 
 # glibc's allocator, in the worker: keep the memory of a decoded picture for the next one. Given back and faulted in
 # again for each frame (1300 page faults at 1280 x 720) it doubles the time of a frame.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
 _GONE_S = 5.0  # a process in an uninterruptible device call may die late, or never: the end does not wait for that
 
 
@@ -99,7 +99,7 @@ class WorkerProcess:
             threads = {"OMP_NUM_THREADS": str(most), "OPENBLAS_NUM_THREADS": "1"}
             self.child = Child(
                 [*self._argv, msgspec.json.encode(setup).decode()],
-                env=python_env(**threads, **_ALLOCATOR),
+                env=python_env(**threads, **ALLOCATOR),
                 pass_fds=(theirs.fileno(), self._memory.fd),
                 capture_stderr=True,
             )

@@ -95,7 +95,7 @@ class Seat:
         self.tired = ""  # why it is to be replaced
         self.wish: list[tuple[Candidate, ...]] = []  # whom it was to try, by tenant
         self.served = 0
-        self.rss_mib = self.fresh_mib = 0
+        self.rss_mib = self.fresh_mib = self.limit_mib = 0
         self.overdue = False
         self.over = False
         self._argv, self._setup, self._listener = argv, setup, listener

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from gateway.infer.recipe import Recipe
 
 _encode = msgspec.msgpack.Encoder().encode
+_WEIGH_S = 0.25  # of work between two looks at its own memory: reading it costs as much as a small model
 _PAGES_PER_MIB = (1 << 20) // os.sysconf("SC_PAGE_SIZE")
 
 
@@ -118,6 +119,7 @@ class Worker:
         self._models: list[Model | None] = []
         self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._rss_mib = 0
+        self._weighed = 0.0
         self._reply = bytearray()
 
     def load(self) -> bool:
@@ -185,9 +187,12 @@ class Worker:
                 for job in jobs:
                     self._answer(job)
                 self._flush()
-                self._weigh()
-                for job in jobs:
-                    self._recheck(job.tenant)
+                now = time.monotonic()
+                if now - self._weighed > _WEIGH_S:
+                    self._weigh()
+                    self._weighed = now
+                for tenant in {job.tenant for job in jobs}:
+                    self._recheck(tenant, now)
         except (BrokenPipeError, ConnectionResetError):
             return
 
@@ -214,10 +219,10 @@ class Worker:
         at = job.slot * self._setup.slot_bytes
         return self._memory[at : at + job.size]
 
-    def _recheck(self, index: int) -> None:
+    def _recheck(self, index: int, now: float) -> None:
         """A device that silently goes wrong is found after so long of work: no timer, and not while somebody waits."""
         model = self._models[index]
-        if model is not None and time.monotonic() - model.checked > self._setup.recheck_s:
+        if model is not None and now - model.checked > self._setup.recheck_s:
             try:
                 model.recheck()
             except Broken as error:

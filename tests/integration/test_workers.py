@@ -254,7 +254,7 @@ from gateway.infer.engine import Engine
 from tests.unit import bundles
 
 async def main():
-    engine = Engine("tiny", Path(sys.argv[1]), allow_unsigned=True, notify=lambda *_: None)
+    engine = Engine("tiny", Path(sys.argv[1]), allow_unsigned=True, notify=lambda *_, **__: None)
     async with asyncio.TaskGroup() as group:
         group.create_task(engine.supervise())
         await engine.run(bundles.window(1), bundles.MEDIA)

@@ -2,7 +2,8 @@
 
 Inputs: b"=<text>" answers with the label <text>; b"die" exits, b"hang" never answers, b"bad" is refused, b"rude"
 answers nonsense, b"raise" reports that its device failed, b"once <file>" dies unless the file is there, and makes it,
-b"grow" answers and says that it has grown to 5000 MiB, b"pid" answers with its process id.
+b"grow" answers and says that it has grown to 5000 MiB, b"pid" answers with its process id, b"batch" with the number of
+jobs in its packet.
 Modes: `ok`; `unusable` refuses the bundle; `crash` dies before it is ready; `mute` never becomes ready; `file` is
 unusable until the bundle is there. A bundle named `broken` is refused in any mode.
 
@@ -42,6 +43,7 @@ class Fake:
         self.channel = socket.socket(fileno=setup.socket)
         self.loaded: list[wire.Loaded | wire.Fault] = []
         self.rss = 50
+        self.batch = 0
 
     def load(self) -> None:
         if self.mode == "crash":
@@ -76,7 +78,9 @@ class Fake:
     def serve(self) -> None:
         with mmap.mmap(self.setup.memory, 0, access=mmap.ACCESS_READ) as memory:
             while packet := self.channel.recv(wire.PACKET_MAX):
-                for job in wire.unpack_jobs(memoryview(packet)):
+                jobs = wire.unpack_jobs(memoryview(packet))
+                self.batch = len(jobs)
+                for job in jobs:
                     data = bytes(job.inline) if job.slot == wire.NO_SLOT else memory[: job.size]
                     self.answer(job, data)
 
@@ -99,8 +103,9 @@ class Fake:
             self.say(job.number, Kind.REFUSED, wire.Fault("bad", "feed better"))
         else:
             self.rss = 5000 if word == b"grow" else self.rss
-            label = str(os.getpid()) if word == b"pid" else data[1:].decode() if len(data) < 100 else str(len(data))
-            self.say(job.number, Kind.RESULT, Result(label))
+            known = {b"pid": str(os.getpid()), b"batch": str(self.batch)}
+            told = known.get(word) or (data[1:].decode() if len(data) < 100 else str(len(data)))
+            self.say(job.number, Kind.RESULT, Result(told))
 
 
 def main(mode: str, argument: str) -> None:

@@ -163,6 +163,20 @@ def test_several_workers_share_the_work() -> None:
     asyncio.run(main())
 
 
+def test_waiting_jobs_of_a_micro_model_travel_together_and_after_a_fault_alone() -> None:
+    async def main() -> None:
+        async with running() as (engine, _):
+            assert await label(engine, b"batch") == "1"
+            sizes = await asyncio.gather(*(label(engine, b"batch") for _ in range(70)))
+            assert sizes[:2] == ["1", "32"] and set(sizes[1:65]) == {"32"} and sizes[65:] == ["5"] * 5
+            jobs = [label(engine, data) for data in (b"=a", b"batch", b"die", b"batch", b"=b")]
+            one, two, died, three, four = await asyncio.gather(*jobs, return_exceptions=True)
+            assert (one, four) == ("a", "b") and isinstance(died, ModelError)
+            assert two in ("1", "4") and three == "1"
+
+    asyncio.run(main())
+
+
 def test_a_grown_worker_is_replaced_without_losing_a_job() -> None:
     async def main() -> None:
         async with running() as (engine, events):
