@@ -3,9 +3,11 @@
     python bench/engine.py [--json] [--runs N] [--bundle FILE --input FILE --media TYPE]
 
 Without a bundle: a tiny ONNX model, so that the hop and not the model is seen, on a 1 kB window and on a JPEG of
-200 kB. Both sides do the same pre and post steps; they take turns, so that a noisy machine is noisy for both.
+200 kB; then `models/detect` on the picture of its own golden sample, at the bare loop's niceness. Both sides do the
+same pre and post steps with the same allocator settings; they take turns, so that a noisy machine is noisy for both.
 `hop` is the difference of the medians (and of the 99th percentiles). Also: cold start to the first answer, and the
-time from SIGKILL to the next answer.
+time from SIGKILL to the next answer. Last, with detect: what two workers do more than one, taking turns, and how late
+this process's event loop is while both work.
 """
 
 from __future__ import annotations
@@ -34,12 +36,15 @@ from gateway.infer.bundle import Bundle
 from gateway.infer.candidate import defaults
 from gateway.infer.engine import Engine
 from gateway.infer.manifest import Fit, Golden, Picture, Tensor, Window
+from gateway.infer.process import ALLOCATOR
 from gateway.infer.recipe import Recipe
 from sdk.bundle import pack
 from tests.unit import bundles
 
 READINGS = 256  # float32: 1 kB
 TARGETS_US = {"window 1 kB": 150.0, "JPEG 200 kB": 400.0}
+DETECT = Path(__file__).resolve().parents[1] / "models" / "detect" / "detect.octo"
+ROUND_S = 2.0
 
 
 class Case(NamedTuple):
@@ -93,9 +98,20 @@ class Bare:
         return self.recipe.finish(self.runner(prepared.inputs), prepared.place)
 
 
-async def measure(case: Case, runs: int, nice: int) -> dict[str, Any]:
+def real_picture() -> Case:
+    """models/detect and the picture of its golden sample."""
+    with Bundle(DETECT) as bundle:
+        golden = bundle.manifest.golden[0]
+        return Case("detect", DETECT, bytes(bundle.member(golden.input)), golden.media)
+
+
+def make_engine(case: Case, **options: Any) -> Engine:
+    return Engine("bench", case.bundle, allow_unsigned=True, deadline_s=60, notify=lambda *_, **__: None, **options)
+
+
+async def measure(case: Case, runs: int, nice: int, block: int = 50) -> dict[str, Any]:
     bare = Bare(case)
-    engine = Engine("bench", case.bundle, nice=nice, allow_unsigned=True, deadline_s=60, notify=lambda *_: None)
+    engine = make_engine(case, nice=nice)
     hop: list[int] = []
     alone: list[int] = []
     async with asyncio.TaskGroup() as group:
@@ -104,12 +120,12 @@ async def measure(case: Case, runs: int, nice: int) -> dict[str, Any]:
         answer = await engine.run(case.data, case.media)
         cold = time.perf_counter() - started
         assert answer.result == bare.run()
-        for _ in range(max(1, runs // 50)):
-            for _ in range(50):
+        for _ in range(max(1, runs // block)):
+            for _ in range(block):
                 at = time.perf_counter_ns()
                 await engine.run(case.data, case.media)
                 hop.append(time.perf_counter_ns() - at)
-            for _ in range(50):
+            for _ in range(block):
                 at = time.perf_counter_ns()
                 bare.run()
                 alone.append(time.perf_counter_ns() - at)
@@ -126,6 +142,55 @@ async def measure(case: Case, runs: int, nice: int) -> dict[str, Any]:
     figures["ratio_p50"] = figures["engine_p50_us"] / figures["bare_p50_us"]
     figures["target_hop_us"] = TARGETS_US.get(case.name)
     return figures | {"cold_start_ms": cold * 1000, "after_sigkill_ms": statistics.median(back) * 1000}
+
+
+async def scale(case: Case, rounds: int) -> dict[str, Any]:
+    """Answers a second of one worker and of two, taking turns, and the loop's lag while two work."""
+    engines = {n: make_engine(case, workers=n) for n in (1, 2)}
+    rates: dict[int, list[float]] = {1: [], 2: []}
+    lags: list[float] = []
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(engine.supervise()) for engine in engines.values()]
+        for n, engine in engines.items():
+            while engine.status().workers < n:
+                await asyncio.sleep(0.05)
+        for _ in range(rounds):
+            for n, engine in engines.items():
+                watch = group.create_task(lag(lags)) if n == 2 else None
+                rates[n].append(await throughput(engine, case, 2 * n))
+                if watch:
+                    watch.cancel()
+        for task in tasks:
+            task.cancel()
+    lags.sort()
+    return {
+        "one_per_s": statistics.median(rates[1]), "two_per_s": statistics.median(rates[2]),
+        "ratio": statistics.median(two / one for one, two in zip(rates[1], rates[2], strict=True)),
+        "best_ratio": max(rates[2]) / max(rates[1]),
+        "lag_p50_ms": 1000 * lags[len(lags) // 2], "lag_p99_ms": 1000 * lags[int(len(lags) * 0.99)],
+    }  # fmt: skip
+
+
+async def throughput(engine: Engine, case: Case, callers: int) -> float:
+    done, end = 0, time.perf_counter() + ROUND_S
+
+    async def call() -> None:
+        nonlocal done
+        while time.perf_counter() < end:
+            await engine.run(case.data, case.media)
+            done += 1
+
+    started = time.perf_counter()
+    await asyncio.gather(*(call() for _ in range(callers)))
+    return done / (time.perf_counter() - started)
+
+
+async def lag(lags: list[float]) -> None:
+    """How much later than asked for a sleeping task wakes up."""
+    while True:
+        at = time.perf_counter()
+        await asyncio.sleep(0.005)
+        lags.append(max(0.0, time.perf_counter() - at - 0.005))
 
 
 async def killed(engine: Engine, case: Case) -> float:
@@ -157,13 +222,26 @@ def main() -> None:
     parser.add_argument("--input", type=Path, help="the file that is fed to it")
     parser.add_argument("--media", default="image/jpeg", help="what the file is: image/jpeg, image/png, records;...")
     options = parser.parse_args()
+    if os.environ.get("MALLOC_TRIM_THRESHOLD_") != ALLOCATOR["MALLOC_TRIM_THRESHOLD_"]:
+        # read when a process starts: the bare loop must have what the workers have
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    scaling: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.bundle:
-            cases = [Case(options.bundle.stem, options.bundle, options.input.read_bytes(), options.media)]
+            case = Case(options.bundle.stem, options.bundle, options.input.read_bytes(), options.media)
+            rows = [asyncio.run(measure(case, options.runs, options.nice))]
         else:
             cases = [make_window(Path(folder)), make_jpeg(Path(folder))]
-        rows = [asyncio.run(measure(case, options.runs, options.nice)) for case in cases]
-    print(json.dumps({"engine": rows}) if options.json else table(rows))
+            rows = [asyncio.run(measure(case, options.runs, options.nice)) for case in cases]
+            rows.append(asyncio.run(measure(real_picture(), max(50, options.runs // 10), 0, block=1)))
+            scaling = asyncio.run(scale(real_picture(), 5))
+    print(json.dumps({"engine": rows, "workers": scaling}) if options.json else table(rows))
+    if scaling and not options.json:
+        print(
+            f"two workers: {scaling['two_per_s']:.1f}/s, one: {scaling['one_per_s']:.1f}/s, "
+            f"ratio {scaling['ratio']:.2f} (best rounds {scaling['best_ratio']:.2f}, target 1.80); loop lag p50 "
+            f"{scaling['lag_p50_ms']:.1f} ms, p99 {scaling['lag_p99_ms']:.1f} ms (target 5)"
+        )
 
 
 if __name__ == "__main__":

@@ -84,7 +84,12 @@ def memory_kib(pid: int) -> tuple[int, int]:
 
 async def measure(case: Case, runs: int) -> dict[str, Any]:
     engine = Engine(
-        "flat", case.bundle, candidates=(case.candidate,), allow_unsigned=True, deadline_s=60, notify=lambda *_: None
+        "flat",
+        case.bundle,
+        candidates=(case.candidate,),
+        allow_unsigned=True,
+        deadline_s=60,
+        notify=lambda *_, **__: None,
     )
     seen = []
     async with asyncio.TaskGroup() as group:

@@ -1,4 +1,6 @@
-"""The command line: `octogate run | check | plan | status | ledger | export | bundle`. The only place that exits."""
+"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle`. The only place that
+exits.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
+from gateway.infer.bench_commands import add_commands as add_bench_commands
 from gateway.infer.bundle_commands import add_commands as add_bundle_commands
 from gateway.store.commands import add_commands
 
@@ -27,6 +30,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate check  --config gateway.toml    is this config usable? says what to mend
   octogate plan   NEW.toml --config gateway.toml    what would change if NEW.toml ran instead?
   octogate run    --config gateway.toml    run the gateway until SIGTERM or Ctrl-C
+  octogate bench  --config gateway.toml    which runtime, device and threads are best for each model here?
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
@@ -82,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "status":
             sub.add_argument("--wear", action="store_true", help="what the disk had to take, by day and stream")
     add_commands(commands, EPILOG)
+    add_bench_commands(commands, EPILOG)
     add_bundle_commands(commands, EPILOG)
     return parser
 

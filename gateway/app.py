@@ -21,7 +21,7 @@ from gateway.acquire.replay import PictureReplay
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
 from gateway.clockwatch import ClockWatch
-from gateway.config import Config, ModelTable, SourceTable
+from gateway.config import Config, SourceTable
 from gateway.config import NodeSource as NodeTable
 from gateway.contract import (
     EVENTS_STREAM,
@@ -43,7 +43,10 @@ from gateway.contract import (
 )  # fmt: skip
 from gateway.errors import ControlError, StoreError
 from gateway.infer.engine import Engine
+from gateway.infer.order import order_of
+from gateway.infer.placer import Placer
 from gateway.infer.thumbnails import Thumbnails
+from gateway.inference import engines
 from gateway.panel import process as panel_process
 from gateway.pipelines import Pipelines
 from gateway.remote import Remote
@@ -96,6 +99,7 @@ async def run(
             "watermarks": lambda _: app.spool.watermarks(),
             "picture": app.picture,
             "command": remote.control,
+            "placed": app.placed,
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
         stack.enter_context(app.watch.watching())
@@ -142,8 +146,9 @@ class App:
     def build(self, remote: Remote) -> None:
         """Make every part; nothing runs yet."""
         config = self.config
-        for model in config.model:
-            self._engines[model.name] = self._make_engine(model)
+        self._engines = engines(config, self._engine_says)
+        orders = {model.name: order_of(config, model) for model in config.model}
+        self._placer = Placer(orders, self._engines, self.notify)
         self._pipelines = Pipelines(
             config, self._engines, self.clock, self._inferred, self._looked, lambda name: partial(self.notify, name)
         )
@@ -175,6 +180,7 @@ class App:
             tasks.create_task(source.run(SourceSink(self, source.name)), name=f"source {source.name}")
         for name, engine in self._engines.items():
             tasks.create_task(engine.supervise(), name=f"model {name}")
+        tasks.create_task(self._placer.run(), name="placement")
         for pipeline in self._pipelines.running:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
@@ -201,21 +207,6 @@ class App:
             table = msgspec.structs.replace(table, port=port)
             return NodeSource(table, self.spool.mark(table.name), self.clock, self.spool.newest(table.name))
         return PictureReplay(table, self.config.path(table.folder), self.clock)
-
-    def _make_engine(self, table: ModelTable) -> Engine:
-        config = self.config
-        return Engine(
-            table.name,
-            config.path(table.bundle),
-            backend=table.backend,
-            threads=table.threads,
-            deadline_s=table.deadline_ms / 1000,
-            nice=table.nice,
-            max_input=table.max_input_kib << 10,
-            keys=tuple(config.path(key) for key in config.trust.keys),
-            allow_unsigned=config.trust.allow_unsigned,
-            notify=partial(self.notify, table.name),
-        )
 
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
@@ -310,6 +301,13 @@ class App:
         """An event about the gateway itself."""
         self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
 
+    def _engine_says(
+        self, model: str, name: str, state: str, severity: Severity, message: str, /, **detail: Any
+    ) -> None:
+        self.notify(model, name, state, severity, message, **detail)
+        if name == "model.failover":  # a device may have gone, or come back
+            self._placer.request(model)
+
     def _event(self, event: Event) -> asyncio.Future[None]:
         about = "" if event.message.startswith(event.origin) else f"{event.origin}: "
         log.log(_LEVEL[event.severity], "%s %s: %s%s", event.name, event.state, about, event.message)
@@ -346,6 +344,12 @@ class App:
             raise ControlError(f"no picture of {name!r} yet", hint=f"there are: {', '.join(self._frames) or 'none'}")
         frame = self._frames[name]
         return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
+
+    def placed(self, args: Mapping[str, Any]) -> None:
+        """`octogate bench` has measured a model: its engine goes by that now."""
+        if args.get("model") not in self._engines:
+            raise ControlError(f"no model {args.get('model')!r}", hint=f"there are: {', '.join(self._engines)}")
+        self._placer.reload(args["model"])
 
     def _stream(self, name: str, next_seq: int) -> StreamStatus:
         confirmed = self.spool.delivered(name)

@@ -36,6 +36,16 @@ def python_env(**more: str) -> dict[str, str]:
     return env
 
 
+def ended(status: int) -> str:
+    """How a process ended, from its exit status as `Child.wait` gives it."""
+    if status >= 0:
+        return f"exit status {status}"
+    try:
+        return f"ended by {signal.Signals(-status).name}"
+    except ValueError:  # a real-time signal
+        return f"ended by signal {-status}"
+
+
 def die_with_parent(parent: int) -> None:
     """Called in a child: the kernel ends it (SIGKILL) when the process `parent` ends, however that ends.
 

@@ -124,19 +124,28 @@ SourceTable = NodeSource | PicturesSource
 class ModelTable(Table, frozen=True):
     name: Name
     bundle: str
-    threads: Annotated[int, Meta(ge=1, le=64)] = 1
-    deadline_ms: Annotated[int, Meta(ge=10, le=600_000)] = 1000
-    backend: str = ""  # onnx, litert; empty takes the bundle's first variant whose runtime is installed
+    threads: Annotated[int, Meta(ge=0, le=64)] = 0  # 0 or left out: as many as were measured best
+    deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 0  # 0 takes the bundle's own limit
+    backend: str = ""  # onnx, litert, openvino; empty takes what was measured best
+    device: str = ""  # CPU, or a backend's word for another; empty takes what was measured best
     nice: Annotated[int, Meta(ge=0, le=19)] = 10
     max_input_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048
+    priority: Annotated[int, Meta(ge=-100, le=100)] = 0  # the highest goes first when processors are short
+    workers: Annotated[int, Meta(ge=1, le=16)] = 1  # processes that compute it side by side
+    worker: Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9_-]{0,47})?$")] = (
+        ""  # models of one name here share one process
+    )
 
 
 Words = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=device.MAX_WORD)], ...], Meta(max_length=16)]
 
 
 class InferenceTable(Table, frozen=True):
-    """What to compute on besides what the runtimes list themselves; docs/runtimes.md says how devices are named."""
+    """What to compute on, and how much of it; docs/runtimes.md says how devices are named."""
 
+    cpus: Annotated[int, Meta(ge=0, le=1024)] = 0  # threads that may compute at a time; 0: as many as processors
+    standby_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 512  # resident memory of all standby workers; 0: none
+    objective: Literal["latency", "throughput", "energy"] = "latency"  # what measured candidates are chosen by
     providers: Words = ()  # execution providers of ONNX Runtime
     delegates: Words = ()  # of LiteRT, by library
     openvino_devices: Words = ()
@@ -210,8 +219,8 @@ class Config(Table, frozen=True):
     store: StoreTable = StoreTable()
     uplink: tuple[UplinkTable, ...] = ()  # one [uplink] or several [[uplink]]
     panel: PanelTable | None = None
-    inference: InferenceTable = InferenceTable()
     trust: TrustTable = TrustTable()
+    inference: InferenceTable = InferenceTable()
     source: tuple[SourceTable, ...] = ()
     model: tuple[ModelTable, ...] = ()
     pipeline: tuple[PipelineTable, ...] = ()
@@ -312,6 +321,9 @@ def _check_references(path: Path, config: Config) -> None:
     _unique(path, "rule", (r.name for r in config.rule))
     _unique(path, "uplink", (u.name for u in config.uplink))
     kinds = {s.name: type(s) for s in config.source}
+    for i, model in enumerate(config.model):
+        if model.worker and model.workers > 1:
+            raise ConfigError(f"{path}: model[{i}].workers: '{model.name}' shares a worker", hint="delete one of them")
     for i, pipeline in enumerate(config.pipeline):
         _known(path, f"pipeline[{i}].source", pipeline.source, sources)
         _known(path, f"pipeline[{i}].model", pipeline.model, models)

@@ -286,6 +286,12 @@ class StreamStatus(msgspec.Struct, frozen=True):
     units: dict[str, str] = {}
 
 
+class BreakerStatus(msgspec.Struct, frozen=True):
+    candidate: str
+    state: str  # closed, open (failed, will be tried again), absent (cannot be loaded here)
+    why: str = ""
+
+
 class ModelStatus(msgspec.Struct, frozen=True):
     name: str
     state: str  # starting, ready, restarting, failed
@@ -298,6 +304,11 @@ class ModelStatus(msgspec.Struct, frozen=True):
     p50_ms: float
     p99_ms: float
     detail: str = ""
+    workers: int = 1
+    rss_mib: int = 0  # of all its workers
+    standby: str = ""  # what would take over at once, as `backend`
+    failed_over: bool = False  # not computed by whom it should be
+    breakers: tuple[BreakerStatus, ...] = ()  # the candidates, the best first
 
 
 class PipelineStatus(msgspec.Struct, frozen=True):

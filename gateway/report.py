@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from gateway.contract import GatewayStatus, Inference, SpoolStatus
+from gateway.contract import GatewayStatus, Inference, ModelStatus, SpoolStatus
 
 
 def status_text(status: GatewayStatus) -> str:
@@ -33,7 +33,7 @@ def status_text(status: GatewayStatus) -> str:
     ]
     parts.append(_table(("stream", "kind", "on disk", "delivered", "backlog", "newest"), streams))
     models = [
-        (m.name, m.state, m.backend, str(m.runs), f"{m.p50_ms:.1f}", f"{m.p99_ms:.1f}", str(m.restarts), m.detail)
+        (m.name, m.state, m.backend, str(m.runs), f"{m.p50_ms:.1f}", f"{m.p99_ms:.1f}", str(m.restarts), _about(m))
         for m in status.models
     ]
     parts.append(_table(("model", "state", "backend", "runs", "p50 ms", "p99 ms", "restarts", "detail"), models))
@@ -60,6 +60,14 @@ def status_text(status: GatewayStatus) -> str:
     events = [(str(e.severity), e.name, e.state, e.message) for e in status.events[:10]]
     parts.append(_table(("severity", "event", "state", "message"), events))
     return "\n\n".join(part for part in parts if part)
+
+
+def _about(model: ModelStatus) -> str:
+    """What stands by, who failed and will be tried again, and what the engine has to say."""
+    says = [f"{model.workers} workers"] if model.workers > 1 else []
+    says += [f"standby: {model.standby}"] if model.standby else []
+    says += [f"failed: {b.candidate} ({b.why})" for b in model.breakers if b.state == "open"]
+    return "; ".join([*says, *([model.detail] if model.detail else [])])
 
 
 def _wear(spool: SpoolStatus) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -16,16 +17,29 @@ from gateway.infer.recipe import Recipe
 from gateway.infer.steps import Array
 
 
-def check(bundle: Bundle, recipe: Recipe, runner: Runner, precision: Precision) -> None:
-    """Run every golden sample of the bundle.
+class Samples(NamedTuple):
+    """What the check needs of a bundle, held in memory: the file may be replaced while a worker serves."""
+
+    golden: tuple[Golden, ...]
+    members: dict[str, bytes]
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Samples:
+        """Raises `ModelError`: a sample is missing."""
+        golden = bundle.manifest.golden
+        names = {name for sample in golden for name in (sample.input, sample.expected)}
+        return cls(golden, {name: bytes(bundle.member(name)) for name in names})
+
+
+def check(source: Bundle | Samples, recipe: Recipe, runner: Runner, precision: Precision) -> None:
+    """Run every golden sample.
 
     Raises:
         ModelError: an answer differs by more than the tolerance of this precision.
     """
-    for golden in bundle.manifest.golden:
-        # a copy: the mapping may not be closed while an array looks into it
-        data = bytes(bundle.member(golden.input))
-        expected = bytes(bundle.member(golden.expected))
+    samples = source if isinstance(source, Samples) else Samples.of(source)
+    for golden in samples.golden:
+        data, expected = samples.members[golden.input], samples.members[golden.expected]
         if golden.expected.endswith(".json"):
             off = _result_off(recipe.run(runner, data, golden.media), expected, golden)
         else:

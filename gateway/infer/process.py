@@ -19,8 +19,8 @@ from gateway.infer import wire
 
 # glibc's allocator, in the worker: keep the memory of a decoded picture for the next one. Given back and faulted in
 # again for each frame (1300 page faults at 1280 x 720) it doubles the time of a frame.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
-_GONE_S = 0.2  # a process in an uninterruptible device call dies late: its successor does not wait for it
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(128 << 20)}
+_GONE_S = 5.0  # a process in an uninterruptible device call may die late, or never: the end does not wait for that
 
 
 class SharedMemory:
@@ -55,7 +55,7 @@ class WorkerProcess:
     Args:
         argv: the command line before the setup.
         setup: what the worker is to load; descriptors and parent are filled in here.
-        on_answer: called with each whole packet.
+        on_answers: called with the answers of each packet; they are views of a buffer that the next packet overwrites.
         on_end: called once, when the worker has closed its socket, however it ended.
     """
 
@@ -64,13 +64,13 @@ class WorkerProcess:
         argv: Sequence[str],
         setup: wire.Setup,
         memory: SharedMemory,
-        on_answer: Callable[[wire.Answer], None],
+        on_answers: Callable[[list[wire.Answer]], None],
         on_end: Callable[[], None],
     ) -> None:
         self._argv = list(argv)
         self._setup = setup
         self._memory = memory
-        self._on_answer = on_answer
+        self._on_answers = on_answers
         self._on_end = on_end
         self._packet = memoryview(bytearray(wire.PACKET_MAX))
         self._socket: socket.socket | None = None
@@ -80,14 +80,9 @@ class WorkerProcess:
     def pid(self) -> int:
         return self.child.pid
 
-    def send(self, number: int, media: bytes, data: bytes) -> None:
-        """Hand over one job. A worker that is gone is not an error here: `on_end` tells."""
+    def send(self, packet: bytes) -> None:
+        """Hand over a packet of jobs. A worker that is gone is not an error here: `on_end` tells."""
         assert self._socket is not None
-        if len(data) + len(media) <= wire.INLINE_MAX:
-            packet = wire.pack_job(number, media, wire.NO_SLOT, len(data)) + media + data
-        else:
-            self._memory.write(data)
-            packet = wire.pack_job(number, media, 0, len(data)) + media
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             self._socket.send(packet)
 
@@ -100,10 +95,11 @@ class WorkerProcess:
             setup = msgspec.structs.replace(
                 self._setup, parent=os.getpid(), socket=theirs.fileno(), memory=self._memory.fd
             )
-            threads = {"OMP_NUM_THREADS": str(setup.threads), "OPENBLAS_NUM_THREADS": "1"}
+            most = max(tenant.threads for tenant in setup.tenants)
+            threads = {"OMP_NUM_THREADS": str(most), "OPENBLAS_NUM_THREADS": "1"}
             self.child = Child(
                 [*self._argv, msgspec.json.encode(setup).decode()],
-                env=python_env(**threads, **_ALLOCATOR),
+                env=python_env(**threads, **ALLOCATOR),
                 pass_fds=(theirs.fileno(), self._memory.fd),
                 capture_stderr=True,
             )
@@ -112,7 +108,7 @@ class WorkerProcess:
             except OSError as error:
                 ours.close()
                 raise ModelError(
-                    f"cannot start the worker of model '{setup.name}': {error.strerror}",
+                    f"cannot start the worker of model '{setup.tenants[0].name}': {error.strerror}",
                     hint="is memory exhausted, or a limit of processes reached?",
                 ) from error
         ours.setblocking(False)
@@ -123,16 +119,20 @@ class WorkerProcess:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        ending = self._socket is None
-        self._close()
-        if ending:  # by itself: its exit status and last words are worth a moment
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.child.wait(), _GONE_S)
+        self.close()
         self.child.kill()
+        try:
+            await self._reaped()
+        except asyncio.CancelledError:  # everything ends: what was killed is reaped all the same
+            await self._reaped()
+            raise
+
+    async def _reaped(self) -> None:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self.child.wait(), _GONE_S)
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Hear nothing more of it; what it still says is lost."""
         if self._socket is not None:
             asyncio.get_running_loop().remove_reader(self._socket)
             self._socket.close()
@@ -148,12 +148,12 @@ class WorkerProcess:
             n = 0
         if n:
             try:
-                answer = wire.unpack_answer(self._packet[:n])
+                answers = wire.unpack_answers(self._packet[:n])
             except wire.Mismatch:
                 self.child.kill()  # it talks nonsense: as good as dead
                 n = 0
             else:
-                self._on_answer(answer)
+                self._on_answers(answers)
         if not n:
-            self._close()
+            self.close()
             self._on_end()

@@ -1,7 +1,8 @@
-"""The child process that runs one model: `python -m gateway.infer.worker '<Setup as JSON>'`.
+"""The child process that runs models: `python -m gateway.infer.worker '<Setup as JSON>'`.
 
-It loads and verifies the bundle, chooses a variant, proves it on the golden samples, says READY and then answers
-one job after the other until its socket is closed. Whatever hangs or crashes here takes only this process along.
+It loads and verifies each bundle, chooses a candidate, proves it on the golden samples, says READY and then answers
+one packet of jobs after the other until its socket is closed. Whatever hangs or crashes here takes only this process
+along; a runtime that raises is reported, and the other models go on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,19 +22,75 @@ import msgspec
 
 from gateway.child import die_with_parent
 from gateway.contract import Result
-from gateway.errors import ModelError
+from gateway.errors import ModelError, OutputError
 from gateway.infer import wire
-from gateway.infer.wire import Kind, Setup
+from gateway.infer.candidate import Candidate
+from gateway.infer.wire import Kind, Loaded, Setup, Tenant, Trying
 
 if TYPE_CHECKING:
-    from gateway.infer.steps import Array  # loads NumPy
+    from gateway.infer.backend import Runner
+    from gateway.infer.golden import Samples
+    from gateway.infer.manifest import Precision
+    from gateway.infer.recipe import Recipe
+    from gateway.infer.steps import Array
 
 _encode = msgspec.msgpack.Encoder().encode
-Answerer = Callable[[memoryview, str], Result]
+_WEIGH_S = 0.25  # of work between two looks at its own memory: reading it costs as much as a small model
+_PAGES_PER_MIB = (1 << 20) // os.sysconf("SC_PAGE_SIZE")
 
 
-class _Broken(Exception):
-    """The runtime failed, not the input: end, so that a fresh worker redoes the job."""
+class Broken(Exception):
+    """The runtime or its device failed, not the input: somebody else must redo the job."""
+
+
+class Model:
+    """One loaded candidate of one bundle."""
+
+    def __init__(self, samples: Samples, recipe: Recipe, runner: Runner, precision: Precision, batch: int) -> None:
+        self._samples = samples
+        self._recipe = recipe
+        self._runner = runner
+        self._precision = precision
+        self._batch = batch
+        self.checked = time.monotonic()
+        self.check()
+
+    def check(self) -> None:
+        """Reproduce the golden samples.
+
+        Raises:
+            ModelError: it does not.
+        """
+        from gateway.infer import golden
+
+        golden.check(self._samples, self._recipe, self._runner, self._precision)
+        self.checked = time.monotonic()
+
+    def answer(self, data: memoryview, media: str) -> Result:
+        """Compute one input.
+
+        Raises:
+            ModelError: the input is not usable.
+            Broken: the runtime failed, or computes wrongly.
+        """
+        try:
+            return self._recipe.run(self._compute, data, media, self._batch)
+        except OutputError:
+            self.recheck()  # the input's fault only if the golden samples still come out right
+            raise
+
+    def _compute(self, inputs: Sequence[Array]) -> Sequence[Array]:
+        try:
+            return self._runner(inputs)
+        except ModelError as error:
+            raise Broken(str(error)) from error
+
+    def recheck(self) -> None:
+        """`check` in service. Raises `Broken`."""
+        try:
+            self.check()
+        except ModelError as error:
+            raise Broken(str(error)) from error
 
 
 def main(argument: str) -> int:
@@ -44,101 +101,163 @@ def main(argument: str) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     os.dup2(2, 1)  # a runtime that prints must not write into the daemon's output
-    channel = socket.socket(fileno=setup.socket)
-    try:
-        ready, answer = prepare(setup)
-    except ModelError as error:
-        channel.send(_fault(0, Kind.UNUSABLE, error))
+    if setup.gentle:
+        _be_nice(setup.nice)
+    worker = Worker(setup)
+    if not worker.load():
         return 1
-    _be_nice(setup.nice)
-    memory = mmap.mmap(setup.memory, 0, access=mmap.ACCESS_READ)
-    gc.freeze()  # the runtimes' modules need not be walked again
-    channel.send(wire.pack_answer(0, 0, Kind.READY, _encode(ready)))
-    try:
-        serve(channel, memoryview(memory), setup.slot_bytes, answer)
-    except _Broken as error:
-        print(error, file=sys.stderr)
-        return 1
+    if not setup.gentle:
+        _be_nice(setup.nice)
+    worker.serve()
     return 0
 
 
-def prepare(setup: Setup) -> tuple[wire.Ready, Answerer]:
-    """Load the model and prove it.
+class Worker:
+    """All models of one process, and its side of the socket."""
 
-    Raises:
-        ModelError: the bundle is not usable, or no variant of it runs here; each one's reason is named.
-    """
-    from gateway.infer import golden  # loads NumPy
-    from gateway.infer.backend import load_each
-    from gateway.infer.bundle import Bundle
-    from gateway.infer.candidate import defaults
-    from gateway.infer.recipe import Recipe, batch_of
+    def __init__(self, setup: Setup) -> None:
+        self._setup = setup
+        self._channel = socket.socket(fileno=setup.socket)
+        self._memory = memoryview(mmap.mmap(setup.memory, 0, access=mmap.ACCESS_READ))
+        self._models: list[Model | None] = []
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
+        self._rss_mib = 0
+        self._weighed = 0.0
+        self._reply = bytearray()
 
-    with Bundle(Path(setup.bundle)) as bundle:
-        verified = bundle.verify(map(Path, setup.keys), allow_unsigned=setup.allow_unsigned)
-        recipe = Recipe(bundle.manifest, setup.threads)
-        rejected: list[str] = []
-        order = setup.candidates or defaults(bundle.manifest, backend=setup.backend, threads=setup.threads)
-        for candidate, variant, runner in load_each(  # noqa: B007 - the one that was found is used below
-            bundle.manifest, bundle.member, order, rejected
-        ):
+    def load(self) -> bool:
+        """Load what can be loaded and say READY; whether there is anything to serve."""
+        said: list[Loaded | wire.Fault] = []
+        for index, tenant in enumerate(self._setup.tenants):
             try:
-                golden.check(bundle, recipe, runner, variant.precision)
+                model, loaded = self._load_one(index, tenant)
             except ModelError as error:
-                rejected.append(f"{variant.file} on {runner.description}: {error}")
-                continue
-            break
-        else:
-            raise ModelError(
-                f"{setup.bundle}: no variant runs here: " + "; ".join(rejected),
-                hint="install a runtime for one of its formats, or pack one that fits",
-            )
+                self._models.append(None)
+                said.append(_fault(error))
+            else:
+                self._models.append(model)
+                said.append(loaded)
+        gc.freeze()  # the runtimes' modules need not be walked again
+        self._weigh()
+        self._add(0, 0, Kind.READY, _encode(wire.Ready(os.getpid(), tuple(said))))
+        self._flush()
+        return any(self._models)
 
-    def compute(inputs: Sequence[Array]) -> Sequence[Array]:
+    def _load_one(self, index: int, tenant: Tenant) -> tuple[Model, Loaded]:
+        """The first candidate that loads and is right.
+
+        Raises:
+            ModelError: the bundle is not usable, or no variant of it runs here; each one's reason is named.
+        """
+        from gateway.infer.backend import load  # loads NumPy
+        from gateway.infer.bundle import Bundle
+        from gateway.infer.candidate import defaults
+        from gateway.infer.golden import Samples
+        from gateway.infer.recipe import Recipe, batch_of
+
+        with Bundle(Path(tenant.bundle)) as bundle:
+            verified = bundle.verify(map(Path, tenant.keys), allow_unsigned=tenant.allow_unsigned)
+            manifest = bundle.manifest
+            recipe = Recipe(manifest, tenant.threads)
+            samples = Samples.of(bundle)
+            files = {variant.file for variant in manifest.variants}
+            # the bundle may have been replaced since its candidates were ranked
+            order = tuple(candidate for candidate in tenant.candidates if candidate.file in files)
+            order = order or defaults(manifest, backend=tenant.backend, threads=tenant.threads)
+            rejected: list[tuple[Candidate, str]] = []
+            for at, candidate in enumerate(order):
+                self._add(0, 0, Kind.TRYING, _encode(Trying(index, order, at)))
+                self._flush()
+                try:
+                    found = load(manifest, bundle.member, candidate)
+                    model = Model(samples, recipe, found.runner, found.variant.precision, batch_of(manifest, candidate))
+                except ModelError as error:
+                    rejected.append((candidate, f"{candidate.file} on {candidate.backend}: {error}"[:2000]))
+                    continue
+                return model, Loaded(
+                    candidate, found.runner.description, verified.digest, verified.signed_by, manifest.limits,
+                    tuple(rejected),
+                )  # fmt: skip
+        raise ModelError(
+            f"{tenant.bundle}: no variant runs here: " + "; ".join(why for _, why in rejected),
+            hint="install a runtime for one of its formats, or pack one that fits",
+        )
+
+    def serve(self) -> None:
+        """Answer packets in their order until the peer is gone."""
+        packet = bytearray(wire.PACKET_MAX)
+        view = memoryview(packet)
         try:
-            return runner(inputs)
-        except ModelError as error:
-            raise _Broken(str(error)) from error
-
-    batch = batch_of(bundle.manifest, candidate)
-
-    def answer(data: memoryview, media: str) -> Result:
-        return recipe.run(compute, data, media, batch)
-
-    ready = wire.Ready(os.getpid(), candidate, runner.description, verified.digest, verified.signed_by, tuple(rejected))
-    return ready, answer
-
-
-def serve(channel: socket.socket, memory: memoryview, slot_bytes: int, answer: Answerer) -> None:
-    """Answer jobs in their order until the peer is gone."""
-    packet = bytearray(wire.PACKET_MAX)
-    view = memoryview(packet)
-    while n := channel.recv_into(packet):
-        started = time.monotonic_ns()
-        job = wire.unpack_job(view[:n])
-        data = job.inline
-        if job.slot != wire.NO_SLOT:
-            at = job.slot * slot_bytes
-            data = memory[at : at + job.size]
-        try:
-            result = answer(data, job.media)
-        except ModelError as error:
-            reply = _fault(job.number, Kind.REFUSED, error)
-        else:
-            took = (time.monotonic_ns() - started) // 1000
-            reply = wire.pack_answer(job.number, took, Kind.RESULT, _encode(result))
-        if len(reply) > wire.PACKET_MAX:
-            large = ModelError(f"an answer of {len(reply)} bytes", hint="fewer regions, detections or smaller masks")
-            reply = _fault(job.number, Kind.REFUSED, large)
-        try:
-            channel.send(reply)
+            while n := self._channel.recv_into(packet):
+                jobs = wire.unpack_jobs(view[:n])
+                for job in jobs:
+                    self._answer(job)
+                self._flush()
+                now = time.monotonic()
+                if now - self._weighed > _WEIGH_S:
+                    self._weigh()
+                    self._weighed = now
+                for tenant in {job.tenant for job in jobs}:
+                    self._recheck(tenant, now)
         except (BrokenPipeError, ConnectionResetError):
             return
 
+    def _answer(self, job: wire.Job) -> None:
+        started = time.monotonic_ns()
+        model = self._models[job.tenant]
+        assert model is not None  # the engine knows what is loaded
+        try:
+            if job.media == wire.CHECK:
+                model.recheck()
+                payload = b""
+            else:
+                payload = _encode(model.answer(self._data(job), job.media))
+        except ModelError as error:
+            self._add(job.number, 0, Kind.REFUSED, _encode(_fault(error, job.tenant)))
+        except Broken as error:
+            self._add(job.number, 0, Kind.FAILED, _encode(wire.Fault(str(error)[:8000], tenant=job.tenant)))
+        else:
+            self._add(job.number, (time.monotonic_ns() - started) // 1000, Kind.RESULT, payload)
 
-def _fault(number: int, kind: Kind, error: ModelError) -> bytes:
-    fault = wire.Fault(error.what[:8000], error.hint[:1000])
-    return wire.pack_answer(number, 0, kind, _encode(fault))
+    def _data(self, job: wire.Job) -> memoryview:
+        if job.slot == wire.NO_SLOT:
+            return job.inline
+        at = job.slot * self._setup.slot_bytes
+        return self._memory[at : at + job.size]
+
+    def _recheck(self, index: int, now: float) -> None:
+        """A device that silently goes wrong is found after so long of work: no timer, and not while somebody waits."""
+        model = self._models[index]
+        if model is not None and now - model.checked > self._setup.recheck_s:
+            try:
+                model.recheck()
+            except Broken as error:
+                model.checked = time.monotonic()
+                self._add(0, 0, Kind.FAILED, _encode(wire.Fault(str(error)[:8000], tenant=index)))
+                self._flush()
+
+    def _add(self, number: int, took_us: int, kind: Kind, payload: bytes) -> None:
+        answer = wire.pack_answer(number, took_us, self._rss_mib, kind, payload)
+        if len(answer) > wire.PACKET_MAX:
+            fault = wire.Fault(
+                f"an answer of {len(payload)} bytes is too large", f"at most {wire.PACKET_MAX} are taken"
+            )
+            answer = wire.pack_answer(number, took_us, self._rss_mib, Kind.REFUSED, _encode(fault))
+        if len(self._reply) + len(answer) > wire.PACKET_MAX:
+            self._flush()
+        self._reply += answer
+
+    def _flush(self) -> None:
+        self._channel.send(self._reply)
+        self._reply.clear()
+
+    def _weigh(self) -> None:
+        """Resident memory, told with the next answer; see proc_pid_statm(5)."""
+        self._rss_mib = int(os.pread(self._statm, 64, 0).split()[1]) // _PAGES_PER_MIB
+
+
+def _fault(error: ModelError, tenant: int = 0) -> wire.Fault:
+    return wire.Fault(error.what[:8000], error.hint[:1000], tenant)
 
 
 def _be_nice(nice: int) -> None:

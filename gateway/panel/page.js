@@ -200,7 +200,7 @@ function showModels(s) {
     say(node.heading, x.name);
     chip(node.state, x.state, MODEL_TONE[x.state] ?? "");
     chip(node.trust, x.signed ? "signed" : "unsigned", x.signed ? "ok" : "bad");
-    say(node.note, [x.backend || "no backend yet", x.bundle, x.detail].filter(Boolean).join(" · "));
+    say(node.note, [x.backend || "no backend yet", x.failed_over ? "failed over" : "", x.standby ? `standby ${x.standby}` : "", x.bundle, x.detail].filter(Boolean).join(" · "));
     facts(node.stats, [["p50", ms(x.p50_ms)], ["p99", ms(x.p99_ms)], ["Runs", whole(x.runs)], ["Restarts", whole(x.restarts)]]);
   });
 }

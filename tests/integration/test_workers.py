@@ -61,7 +61,8 @@ def test_a_killed_or_stopped_worker_is_back_in_time(bundle: Path, number: signal
 
     async def main() -> list[float]:
         back = []
-        async with running(bundle, deadline_s=deadline) as (engine, events):
+        # one runtime, started cold: with others in the ranking the next of them would be (see test_failover.py)
+        async with running(bundle, backend=bundle.stem, deadline_s=deadline) as (engine, events):
             await engine.run(WINDOW, bundles.MEDIA)
             for _ in range(5):
                 os.kill(engine.status().pid, number)
@@ -80,7 +81,7 @@ def test_a_native_hang_ends_at_its_deadline_and_others_go_on(tmp_path: Path) -> 
     """The model itself loops in native code: nothing but killing the process helps."""
 
     async def main() -> None:
-        async with running(bundles.make(tmp_path / "a.octo"), deadline_s=0.3) as (engine, events):
+        async with running(bundles.make(tmp_path / "a.octo"), backend="onnx", deadline_s=0.3) as (engine, events):
             await engine.run(WINDOW, bundles.MEDIA)
             started = time.perf_counter()
             hang, after = await asyncio.gather(
@@ -253,7 +254,7 @@ from gateway.infer.engine import Engine
 from tests.unit import bundles
 
 async def main():
-    engine = Engine("tiny", Path(sys.argv[1]), allow_unsigned=True, notify=lambda *_: None)
+    engine = Engine("tiny", Path(sys.argv[1]), allow_unsigned=True, notify=lambda *_, **__: None)
     async with asyncio.TaskGroup() as group:
         group.create_task(engine.supervise())
         await engine.run(bundles.window(1), bundles.MEDIA)

@@ -15,10 +15,12 @@ class Events:
 
     def __init__(self) -> None:
         self.all: list[tuple[str, str, Severity, str]] = []
+        self.details: list[dict[str, Any]] = []
         self._changed = asyncio.Event()
 
-    def __call__(self, name: str, state: str, severity: Severity, message: str) -> None:
+    def __call__(self, name: str, state: str, severity: Severity, message: str, /, **detail: Any) -> None:
         self.all.append((name, state, severity, message))
+        self.details.append(detail)
         self._changed.set()
 
     def names(self) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import math
 
 from gateway.contract import (
     BatchKind,
+    BreakerStatus,
     Detection,
     Event,
     GatewayStatus,
@@ -102,7 +103,25 @@ def status(
         ),
         models=(
             ModelStatus("machine-state", "ready", "onnx int8 x1", "0f1e2d3c4b5a", True, 4712, 84, 0, 1.8, 3.2),
-            ModelStatus("detect", "ready", "litert fp32 x1", "a1b2c3d4e5f6", True, 4713, 84, 1, 58.0, 83.0),
+            ModelStatus(
+                "detect",
+                "ready",
+                "litert fp32 x1",
+                "a1b2c3d4e5f6",
+                True,
+                4713,
+                84,
+                1,
+                58.0,
+                83.0,
+                rss_mib=117,
+                standby="litert fp32 x1",
+                failed_over=True,
+                breakers=(
+                    BreakerStatus("openvino fp32 NPU x1", "open", "device lost"),
+                    BreakerStatus("litert fp32 x1", "closed"),
+                ),
+            ),
         ),
         pipelines=(
             PipelineStatus(states, "press-4", "machine-state", int(seconds * 2), 0, state_inference(seconds)),

@@ -1,9 +1,11 @@
 """Post steps from the manifest to a Result, and the worker's whole way with a real model."""
 
 import asyncio
+import os
 import socket
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import msgspec
@@ -33,7 +35,7 @@ from gateway.infer.manifest import (
 )
 from gateway.infer.media import with_regions
 from gateway.infer.recipe import Recipe
-from gateway.infer.worker import prepare, serve
+from gateway.infer.worker import Model, Worker
 from tests.unit import bundles, engines
 
 RNG = np.random.default_rng(6)
@@ -206,30 +208,44 @@ def test_an_engine_looks_at_several_regions_in_one_job(tmp_path: Path) -> None:
 def test_regions_share_one_call_where_the_batch_is_dynamic(tmp_path: Path) -> None:
     made: Manifest = bundles.manifest()
     assert made.variants[0].batch == 1
-    path = bundles.make_colours(tmp_path / "colours.octo")
-    setup = wire.Setup(
-        name="colours", bundle=str(path), candidates=(), backend="onnx", threads=1, nice=0, keys=(),
-        allow_unsigned=True, parent=0, socket=-1, memory=-1, slot_bytes=0,
-    )  # fmt: skip
-    _, answer = prepare(setup)
-    single = msgspec.structs.replace(setup, bundle=str(bundles.make_colours(tmp_path / "single.octo", batch=1)))
-    _, one_by_one = prepare(single)
-    job = memoryview(picture()), with_regions("image/jpeg", SIDES)
-    assert golden.result_difference(answer(*job), one_by_one(*job)) < 1e-5
+    dynamic = bundles.make_colours(tmp_path / "colours.octo")
+    single = bundles.make_colours(tmp_path / "single.octo", batch=1)
+
+    async def look(path: Path) -> Result:
+        async with engines.running(path, backend="onnx") as (engine, _):
+            return (await engine.run(picture(), with_regions("image/jpeg", SIDES))).result
+
+    assert golden.result_difference(asyncio.run(look(dynamic)), asyncio.run(look(single))) < 1e-5
+
+
+class Talkative:
+    """A model whose answer to the first input does not fit a packet."""
+
+    checked = time.monotonic()
+
+    def answer(self, data: memoryview, media: str) -> Result:
+        return Result(text="x" * (wire.PACKET_MAX if len(data) > 3 else 1))
 
 
 def test_an_answer_too_large_for_a_packet_is_refused_and_the_worker_goes_on() -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        for number, size in enumerate((wire.PACKET_MAX, 3)):
-            data = b"x" * min(size, 4)
-            ours.send(wire.pack_job(number, b"image/png", wire.NO_SLOT, len(data)) + b"image/png" + data)
+    memory = os.memfd_create("slots")
+    os.ftruncate(memory, 4096)
+    setup = wire.Setup(
+        tenants=(), nice=0, gentle=False, recheck_s=60, parent=0, socket=theirs.detach(), memory=memory, slot_bytes=0
+    )
+    with ours:
+        for number, data in enumerate((b"long", b"few")):
+            ours.send(wire.pack_job(number, 0, b"image/png", wire.NO_SLOT, len(data)) + b"image/png" + data)
         ours.shutdown(socket.SHUT_WR)
-        serve(
-            theirs, memoryview(b""), 0, lambda data, media: Result(text="x" * (wire.PACKET_MAX if len(data) > 3 else 1))
-        )
-        first, second = (wire.unpack_answer(ours.recv(wire.PACKET_MAX)) for _ in range(2))
-    assert first.kind is wire.Kind.REFUSED and b"an answer of" in first.payload
+        worker = Worker(setup)
+        worker._models.append(cast(Model, Talkative()))
+        worker.serve()
+        worker._channel.close()
+        first, second = (wire.unpack_answers(memoryview(ours.recv(wire.PACKET_MAX)))[0] for _ in range(2))
+    for descriptor in (memory, worker._statm):
+        os.close(descriptor)
+    assert first.kind is wire.Kind.REFUSED and b"an answer of" in bytes(first.payload)
     assert (second.number, second.kind) == (1, wire.Kind.RESULT)
 
 

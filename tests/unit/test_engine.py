@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.errors import DeadlineError, ModelError
-from gateway.infer import engine as engine_module
+from gateway.infer import crew
 from gateway.infer.engine import Answer, Engine
 from tests.unit import engines
 from tests.unit.engines import Events
@@ -27,8 +27,8 @@ def running(mode: str = "ok", **options: Any) -> AbstractAsyncContextManager[tup
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_START_BACKOFF_S", 0.001)
-    monkeypatch.setattr(engine_module, "_CRASH_BACKOFF_S", 0.001)
+    monkeypatch.setattr(crew, "_START_BACKOFF_S", 0.001)
+    monkeypatch.setattr(crew, "_CRASH_BACKOFF_S", 0.001)
 
 
 def test_answers_come_in_order_with_their_origin() -> None:
