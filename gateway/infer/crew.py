@@ -152,7 +152,10 @@ class Crew:
                 engine.ranking.forget()
             self._useless([str(fault) for fault in faults], final=True)
         elif seat.role is Role.SERVE:
-            self._serve(seat)
+            if len(self._roster.serving) < self._wanted or any(map(self._roster.why_replace, self._roster.serving)):
+                self._serve(seat)
+            else:  # a standby was faster
+                self._roster.retire(seat)
         self.reconcile()
 
     def answered(self, seat: Seat, job: Job | None, answer: wire.Answer) -> None:
