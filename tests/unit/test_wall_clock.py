@@ -82,12 +82,10 @@ def test_the_gateway_reads_the_wall_clock_in_one_place() -> None:
 
 
 def test_the_allow_lists_name_what_is_there() -> None:
-    for path in MAY_READ:
-        assert wall_clock_complaints("gateway/elsewhere.py", GATEWAY[path]), f"{path} needs no leave any more"
-    for key in MAY_READ_DATES:
+    for key in MAY_READ.keys() | MAY_READ_DATES.keys():
         path, _, function = key.partition("::")
         lines = wall_clock_complaints("gateway/elsewhere.py", GATEWAY[path])
-        assert any(f"in {function}:" in line for line in lines), f"{key} needs no leave any more"
+        assert any(f"in {function}" in line for line in lines), f"{key} needs no leave any more"
 
 
 @pytest.mark.parametrize(
