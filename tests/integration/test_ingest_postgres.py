@@ -249,7 +249,7 @@ def test_two_consumers_share_the_work_and_one_is_killed(dsn: str, tmp_path: Path
         with mosquitto(tmp_path / "mosquitto") as broker:
             arguments = ("--postgres", dsn, "--port", str(broker.plain), "--share", "plant")
             consumers = [Consumer(tmp_path, name, *arguments) for name in ("one", "two")]
-            text = config(tmp_path, broker.plain)
+            text = config(tmp_path, broker.plain) + "[store]\nwear_gb_day = 0\n"  # many small batches
             async with node(tmp_path), daemon(tmp_path, text) as gateway:
                 for consumer in consumers:
                     await consumer.start()
