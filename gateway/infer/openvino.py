@@ -53,7 +53,7 @@ def load(source: Source, candidate: Candidate) -> OpenvinoRunner:
         raise ModelError(
             f"OpenVINO is not usable: {error}", hint="install the extra: pip install 'octogate[openvino]'"
         ) from error
-    weights = np.frombuffer(source.weights, np.uint8)
+    weights = _writeable(np.frombuffer(source.weights, np.uint8))
     try:
         core, target = _core(openvino, candidate)
         if weights.size:
