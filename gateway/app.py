@@ -1,4 +1,4 @@
-"""The daemon: ties the rooms together. The only place that names concrete classes."""
+"""The daemon: ties the rooms together. Only it and `gateway.sources` name concrete classes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,9 @@ import msgspec
 
 import gateway
 from gateway import control
-from gateway.acquire.node import NodeSource
-from gateway.acquire.replay import PictureReplay
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
-from gateway.config import Config, ModelTable, PipelineTable, SourceTable
-from gateway.config import NodeSource as NodeTable
+from gateway.config import Config, ModelTable, PipelineTable
 from gateway.contract import (
     EVENTS_STREAM,
     Batch,
@@ -46,6 +43,7 @@ from gateway.infer.manifest import Window
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.remote import Remote
+from gateway.sources import make_source
 from gateway.store.pictures import Pictures
 from gateway.store.settings import spool_settings
 from gateway.store.spool import Spool
@@ -144,7 +142,7 @@ class App:
         for table in config.pipeline:
             self._make_pipeline(table)
         for source in config.source:
-            self._sources.append(self._make_source(source))
+            self._sources.append(make_source(source, config, self.spool.mark(source.name), self.clock))
         self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
         self._uplinks = [
             Uplink(
@@ -183,13 +181,6 @@ class App:
         await asyncio.wait([self._event(event)], timeout=LEAVE_S)
         for uplink in self._uplinks:
             uplink.leave()
-
-    def _make_source(self, table: SourceTable) -> Source:
-        if isinstance(table, NodeTable):
-            port = table.port if "://" in table.port else str(self.config.path(table.port))
-            table = msgspec.structs.replace(table, port=port)
-            return NodeSource(table, self.spool.mark(table.name), self.clock)
-        return PictureReplay(table, self.config.path(table.folder), self.clock)
 
     def _make_engine(self, table: ModelTable) -> Engine:
         config = self.config

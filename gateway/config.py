@@ -12,26 +12,18 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from gateway.contract import TOPIC_ROOT
 from gateway.errors import ConfigError
-
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
-Port = Annotated[int, Meta(ge=1, le=65535)]
-Positive = Annotated[int, Meta(gt=0)]
-Score = Annotated[float, Meta(ge=0.0, le=1.0)]
-Seconds = Annotated[float, Meta(ge=0.0)]
+from gateway.source_tables import PluginSource
+from gateway.tables import Name, Port, Positive, Score, Seconds, Table
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SOCKET_PATH = 107  # bytes of sun_path, `man 7 unix`
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One TOML table; a key that is not declared is an error."""
 
 
 class GatewayTable(Table, frozen=True):
@@ -112,7 +104,7 @@ class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
     loop: bool = True
 
 
-SourceTable = NodeSource | PicturesSource
+SourceTable = NodeSource | PicturesSource | PluginSource
 
 
 class ModelTable(Table, frozen=True):
@@ -229,6 +221,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: base: unknown key", hint="delete the line")
     if alone := isinstance(raw.get("uplink"), dict):
         raw["uplink"] = [raw["uplink"]]
+    if isinstance(raw.get("source"), list):
+        raw["source"] = _of_packages(path, raw["source"])
     try:
         config = msgspec.convert({**raw, "base": str(path.absolute().parent)}, Config)
     except msgspec.ValidationError as error:
@@ -238,7 +232,21 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: gateway.data_dir: too long a path for its control socket", hint="at most 90 bytes")
     _check_references(path, config)
     _check_files(path, config)
+    _check_sources(path, config)
     return config
+
+
+def _of_packages(path: Path, tables: list[Any]) -> list[Any]:
+    """Tables of a kind that is not ours, wrapped; what is ours stays a strict union."""
+    known = {table.__struct_config__.tag for table in get_args(SourceTable)}
+    kinds = [table.get("kind") if isinstance(table, dict) else None for table in tables]
+    if PluginSource.__struct_config__.tag in kinds:  # how they are wrapped is nobody's to write
+        raise ConfigError(f"{path}: source[{kinds.index('plugin')}]: 'plugin' is not a known kind", hint="name its own")
+    if known.issuperset(kind for kind in kinds if isinstance(kind, str)):
+        return tables
+    from gateway import plugins
+
+    return plugins.wrap(tables, known)
 
 
 def _explained(path: Path, message: str) -> ConfigError:
@@ -280,7 +288,8 @@ def _check_references(path: Path, config: Config) -> None:
     for i, pipeline in enumerate(config.pipeline):
         _known(path, f"pipeline[{i}].source", pipeline.source, sources)
         _known(path, f"pipeline[{i}].model", pipeline.model, models)
-        if (kinds[pipeline.source] is PicturesSource) == bool(pipeline.stream):
+        kind = kinds[pipeline.source]
+        if kind is not PluginSource and (kind is PicturesSource) == bool(pipeline.stream):
             need = "takes no stream: delete the line" if pipeline.stream else "needs stream = the node's stream"
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
         if pipeline.window and pipeline.hop > pipeline.window:
@@ -335,3 +344,15 @@ def _check_files(path: Path, config: Config) -> None:
                 f"{path}: source[{i}].folder: no folder {config.path(source.folder)}",
                 hint="make it or mend the path",
             )
+
+
+def _check_sources(path: Path, config: Config) -> None:
+    """What a table of a source says beyond its types."""
+    for i, source in enumerate(config.source):
+        try:
+            if isinstance(source, PluginSource):
+                from gateway import plugins
+
+                plugins.check(source)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: source[{i}]: {error.what}", hint=error.hint) from error
