@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -339,7 +340,8 @@ class App:
         if (sample := self._newest.get(name)) is None:
             return StreamStatus(name, kind, next_seq, confirmed)
         units = {channel.name: channel.unit for channel in sample.schema.channels}
-        return StreamStatus(name, kind, next_seq, confirmed, sample.newest(), units)
+        values = {name: value for name, value in sample.newest().items() if math.isfinite(value)}  # JSON has no NaN
+        return StreamStatus(name, kind, next_seq, confirmed, values, units)
 
     def _process(self) -> ProcessStatus:
         with open("/proc/self/statm") as file:

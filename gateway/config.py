@@ -18,8 +18,8 @@ import msgspec
 from msgspec import Meta
 
 from gateway.contract import TOPIC_ROOT
-from gateway.errors import ConfigError
-from gateway.source_tables import PluginSource
+from gateway.errors import ConfigError, OctogateError
+from gateway.source_tables import ModbusDevice, ModbusSource, PluginSource
 from gateway.tables import Name, Port, Positive, Score, Seconds, Table
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -104,7 +104,7 @@ class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
     loop: bool = True
 
 
-SourceTable = NodeSource | PicturesSource | PluginSource
+SourceTable = NodeSource | PicturesSource | ModbusSource | PluginSource
 
 
 class ModelTable(Table, frozen=True):
@@ -272,7 +272,7 @@ def _explained(path: Path, message: str) -> ConfigError:
 
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
-        Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
+        Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource, ModbusSource, ModbusDevice,
         ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
@@ -348,11 +348,10 @@ def _check_files(path: Path, config: Config) -> None:
 
 def _check_sources(path: Path, config: Config) -> None:
     """What a table of a source says beyond its types."""
+    from gateway.source_checks import check_source  # parts of it need this module
+
     for i, source in enumerate(config.source):
         try:
-            if isinstance(source, PluginSource):
-                from gateway import plugins
-
-                plugins.check(source)
-        except ConfigError as error:
+            check_source(source, config)
+        except OctogateError as error:
             raise ConfigError(f"{path}: source[{i}]: {error.what}", hint=error.hint) from error

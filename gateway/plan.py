@@ -198,8 +198,8 @@ def _devices(config: Config) -> Iterator[str]:
         elif isinstance(source, PluginSource):  # what it opens, only its package knows
             yield f"{source.of} ({source.name})"
         else:
-            port = source.port if "://" in source.port else config.path(source.port)
-            yield f"{port} ({source.name})"
+            is_path = "://" not in source.port and not source.port.startswith("usb:")
+            yield f"{config.path(source.port) if is_path else source.port} ({source.name})"
 
 
 # --- memory, disk, backlog ------------------------------------------------------------------------------------------

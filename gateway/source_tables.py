@@ -1,10 +1,33 @@
-"""The `[[source]]` tables beside those of `gateway.config`: what a third party's package reads."""
+"""The `[[source]]` tables beside those of `gateway.config`: Modbus, and what a third party's package reads."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from gateway.tables import Name, Table
+from msgspec import Meta
+
+from gateway.tables import Name, Positive, Table
+
+
+class ModbusDevice(Table, frozen=True):
+    """One device on a bus; its readings are the stream `<source>/<device>`."""
+
+    name: Name
+    unit: Annotated[int, Meta(ge=1, le=247)]  # its address on the bus
+    map: Annotated[str, Meta(min_length=1)]  # a name in gateway/acquire/maps, or a .toml file of one's own
+    period_s: Annotated[float, Meta(ge=0.01, le=86_400)] = 1.0
+    timeout_s: Annotated[float, Meta(ge=0.01, le=10)] = 0.3  # for the device to begin its answer
+
+
+class ModbusSource(Table, frozen=True, tag_field="kind", tag="modbus"):
+    """Modbus RTU on RS-485: one bus with its devices."""
+
+    name: Name
+    port: str
+    device: Annotated[tuple[ModbusDevice, ...], Meta(min_length=1, max_length=247)]
+    baud: Positive = 9600
+    parity: Literal["N", "E", "O"] = "N"
+    stop_bits: Literal[1, 2] = 1
 
 
 class PluginSource(Table, frozen=True, tag_field="kind", tag="plugin"):

@@ -7,7 +7,8 @@ import msgspec
 from gateway.clock import Clock
 from gateway.config import Config, NodeSource, SourceTable
 from gateway.contract import Mark, Source
-from gateway.source_tables import PluginSource
+from gateway.errors import ConfigError
+from gateway.source_tables import ModbusSource, PluginSource
 
 
 def make_source(table: SourceTable, config: Config, mark: Mark | None, clock: Clock) -> Source:
@@ -24,11 +25,26 @@ def make_source(table: SourceTable, config: Config, mark: Mark | None, clock: Cl
         from gateway.acquire.node import NodeSource as Node
 
         return Node(msgspec.structs.replace(table, port=_port(config, table.port)), mark, clock)
+    if isinstance(table, ModbusSource):
+        return _modbus(table, config, clock)
     from gateway.acquire.replay import PictureReplay
 
     return PictureReplay(table, config.path(table.folder), clock)
 
 
+def _modbus(table: ModbusSource, config: Config, clock: Clock) -> Source:
+    from gateway.acquire.modbus_map import load_map
+
+    try:
+        from gateway.acquire.modbus import ModbusSource as Modbus
+    except ImportError as error:
+        raise ConfigError(
+            f"source '{table.name}': cannot import pymodbus: {error}", hint="pip install 'octogate[modbus]'"
+        ) from error
+    maps = [load_map(device.map, config.path(device.map)) for device in table.device]
+    return Modbus(msgspec.structs.replace(table, port=_port(config, table.port)), maps, clock)
+
+
 def _port(config: Config, port: str) -> str:
-    """A path from the config's folder; anything else that a port may be (a URL) as it is."""
-    return port if "://" in port else str(config.path(port))
+    """A path from the config's folder; anything else that a port may be (a URL, a USB identity) as it is."""
+    return port if "://" in port or port.startswith("usb:") else str(config.path(port))

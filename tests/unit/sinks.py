@@ -66,9 +66,9 @@ class Collector:
             await waiter
 
     @asynccontextmanager
-    async def running(self, source: Source) -> AsyncIterator[None]:
-        """The source runs into this sink as long as the block, at most `PATIENCE_S`."""
-        async with asyncio.timeout(PATIENCE_S), asyncio.TaskGroup() as tasks:
+    async def running(self, source: Source, patience_s: float = PATIENCE_S) -> AsyncIterator[None]:
+        """The source runs into this sink as long as the block, at most `patience_s`."""
+        async with asyncio.timeout(patience_s), asyncio.TaskGroup() as tasks:
             task = tasks.create_task(source.run(self), name="source")
             try:
                 yield
