@@ -19,7 +19,7 @@ from msgspec import Meta
 
 from gateway.contract import TOPIC_ROOT
 from gateway.errors import ConfigError, OctogateError
-from gateway.source_tables import ModbusDevice, ModbusSource, PluginSource
+from gateway.source_tables import ModbusDevice, ModbusSource, PluginSource, TextLine, TextSource
 from gateway.tables import Name, Port, Positive, Score, Seconds, Table
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -104,7 +104,7 @@ class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
     loop: bool = True
 
 
-SourceTable = NodeSource | PicturesSource | ModbusSource | PluginSource
+SourceTable = NodeSource | PicturesSource | ModbusSource | TextSource | PluginSource
 
 
 class ModelTable(Table, frozen=True):
@@ -272,7 +272,7 @@ def _explained(path: Path, message: str) -> ConfigError:
 
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
-        Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource, ModbusSource, ModbusDevice,
+        Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource, ModbusSource, ModbusDevice, TextSource, TextLine,
         ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}

@@ -1,4 +1,4 @@
-"""The `[[source]]` tables beside those of `gateway.config`: Modbus, and what a third party's package reads."""
+"""The `[[source]]` tables beside those of `gateway.config`: Modbus, text, and what a third party's package reads."""
 
 from __future__ import annotations
 
@@ -28,6 +28,29 @@ class ModbusSource(Table, frozen=True, tag_field="kind", tag="modbus"):
     baud: Positive = 9600
     parity: Literal["N", "E", "O"] = "N"
     stop_bits: Literal[1, 2] = 1
+
+
+class TextLine(Table, frozen=True):
+    """One form that a line may have: `gateway.acquire.pattern`."""
+
+    pattern: Annotated[str, Meta(min_length=1)]
+    stream: Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9_-]{0,47})?$")] = ""  # of its numbers; none has none
+
+
+class TextSource(Table, frozen=True, tag_field="kind", tag="text"):
+    """A sensor that sends lines of text over serial."""
+
+    name: Name
+    port: str
+    line: Annotated[tuple[TextLine, ...], Meta(min_length=1, max_length=50)]
+    baud: Positive = 9600
+    parity: Literal["N", "E", "O"] = "N"
+    data_bits: Literal[7, 8] = 8
+    stop_bits: Literal[1, 2] = 1
+    checksum: Literal["none", "nmea"] = "none"
+    silent_s: Annotated[float, Meta(ge=0)] = 60.0  # no good line for so long: the source counts as silent; 0: never
+    poll: Annotated[str, Meta(max_length=100, pattern=r"^[\x00-\x7f]*$")] = ""  # what makes it speak
+    poll_s: Annotated[float, Meta(ge=0.05, le=86_400)] = 1.0  # how often it is asked
 
 
 class PluginSource(Table, frozen=True, tag_field="kind", tag="plugin"):

@@ -8,7 +8,7 @@ from gateway.clock import Clock
 from gateway.config import Config, NodeSource, SourceTable
 from gateway.contract import Mark, Source
 from gateway.errors import ConfigError
-from gateway.source_tables import ModbusSource, PluginSource
+from gateway.source_tables import ModbusSource, PluginSource, TextSource
 
 
 def make_source(table: SourceTable, config: Config, mark: Mark | None, clock: Clock) -> Source:
@@ -27,6 +27,10 @@ def make_source(table: SourceTable, config: Config, mark: Mark | None, clock: Cl
         return Node(msgspec.structs.replace(table, port=_port(config, table.port)), mark, clock)
     if isinstance(table, ModbusSource):
         return _modbus(table, config, clock)
+    if isinstance(table, TextSource):
+        from gateway.acquire.text import TextSource as Text
+
+        return Text(msgspec.structs.replace(table, port=_port(config, table.port)), clock)
     from gateway.acquire.replay import PictureReplay
 
     return PictureReplay(table, config.path(table.folder), clock)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
+import pytest
+
+from gateway.__main__ import main
 from gateway.contract import SourceState
 from tests.integration.harness import daemon, stored
 from tests.unit.modbus_bus import SDM120, Bus, floats
+from tests.unit.test_text import Sensor
 
 HEAD = '[gateway]\nid = "g"\ndata_dir = "data"\n'
 MODBUS = """
@@ -49,5 +53,43 @@ def test_a_bus_with_a_dead_device(tmp_path: Path) -> None:
             status = await made.until(lambda s: s.sources[0].readings > taken + 5, "more readings")
             assert await made.end() == 0
             assert stored(made.spool)["bus/meter"] >= status.sources[0].readings
+
+    asyncio.run(story())
+
+
+TEXT = """
+[[source]]
+kind = "text"
+name = "scale"
+port = "tty"
+silent_s = 0
+
+[[source.line]]
+stream = "weight"
+pattern = "W={weight:float kg}"
+
+[[source.line]]
+pattern = "#{code:text}"
+"""
+
+
+def test_a_scale_and_its_bad_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    async def story() -> None:
+        sensor = Sensor(tmp_path / "tty")
+        async with daemon(tmp_path, HEAD + TEXT) as made:
+            await made.until(lambda s: s.sources[0].state is SourceState.OK, "an open port")
+            sensor.say(b"\r\n")
+            for n in range(50):
+                sensor.say(b"W=%d.5\r\n" % n)
+            sensor.say(b"W=5,5\r\n#4006381333931\r\n")
+            status = await made.until(lambda s: s.sources[0].frames == 51, "51 lines")
+            [source] = status.sources
+            assert (source.readings, source.bad, source.state) == (50, 1, SourceState.OK)
+            await made.until(lambda s: s.events[0].name == "text.read", "a barcode")
+            assert await asyncio.to_thread(main, ["status", "--config", str(made.config)]) == 0
+            assert "bad lines of scale\n  fits no pattern: 'W=5,5'" in capsys.readouterr().out
+            assert await made.end() == 0
+            assert stored(made.spool)["scale/weight"] == 50
+        sensor.close()
 
     asyncio.run(story())

@@ -50,7 +50,7 @@ def test_maps_of_the_docs_load(tmp_path: Path, text: str) -> None:
 
 def test_commented_tables_of_the_example_load(tmp_path: Path) -> None:
     tables = commented((ROOT / "gateway" / "example.toml").read_text())
-    assert kinds("\n".join(tables)) >= {"modbus"}
+    assert kinds("\n".join(tables)) >= {"modbus", "text"}
     for table in tables:
         assert len(load(write(tmp_path, table)).source) == 1
 
@@ -58,10 +58,10 @@ def test_commented_tables_of_the_example_load(tmp_path: Path) -> None:
 def test_the_docs_show_every_key(tmp_path: Path) -> None:
     """Each key of a table is in the example, each of a map's channel in the docs."""
     from gateway.acquire.modbus_map import ChannelTable, MapTable
-    from gateway.source_tables import ModbusDevice, ModbusSource
+    from gateway.source_tables import ModbusDevice, ModbusSource, TextLine, TextSource
 
     shown = "\n".join(commented((ROOT / "gateway" / "example.toml").read_text()))
-    for struct in (ModbusSource, ModbusDevice):
+    for struct in (ModbusSource, ModbusDevice, TextSource, TextLine):
         assert {f for f in struct.__struct_fields__ if not re.search(rf"^(\[\[source\.)?{f}\b", shown, re.M)} == set()
     keys = {key for text in MAPS for channel in tomllib.loads(text)["channel"] for key in channel}
     assert set(ChannelTable.__struct_fields__) - keys == {"offset"}  # in a comment
@@ -91,7 +91,14 @@ def test_without_a_bus_nothing_of_modbus_is_imported() -> None:
     code = "import sys, gateway.app, gateway.sources; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "gateway.sources" in loaded.split()
-    heavy = ("pymodbus", "serial", "gateway.acquire.modbus", "gateway.plugins", "importlib.metadata")
+    heavy = (
+        "pymodbus",
+        "serial",
+        "gateway.acquire.modbus",
+        "gateway.acquire.text",
+        "gateway.plugins",
+        "importlib.metadata",
+    )
     assert [name for name in loaded.split() if name.startswith(heavy)] == []
 
 
