@@ -6,6 +6,7 @@ import asyncio
 import os
 import struct
 from pathlib import Path
+from threading import active_count
 
 import pytest
 from hypothesis import given
@@ -16,10 +17,11 @@ from gateway.acquire.modbus import ModbusSource
 from gateway.acquire.modbus_line import ModbusLine
 from gateway.acquire.modbus_map import load_map
 from gateway.clock import Clock
-from gateway.contract import SourceState
+from gateway.contract import Severity, SourceState
 from gateway.errors import SourceError
 from gateway.source_tables import ModbusDevice
 from gateway.source_tables import ModbusSource as Table
+from gateway.writes import Writes
 from tests.unit.modbus_bus import SDM120, Bus, floats
 from tests.unit.sinks import Collector
 
@@ -59,7 +61,7 @@ def test_a_silent_device_is_an_event_and_the_others_go_on(tmp_path: Path) -> Non
     async def story() -> None:
         sink = Collector()
         async with Bus(tmp_path / "tty", {1: METER, 2: METER}) as bus:
-            made = source(tmp_path / "tty", device("a", 1), device("b", 2))
+            made = source(tmp_path / "tty", device("a", 1, period_s=0.3), device("b", 2, period_s=0.3))
             async with sink.running(made):
                 await sink.has(1, "bus/b")
                 bus.dead.add(2)
@@ -191,6 +193,34 @@ def test_a_command_to_a_dead_device_is_answered(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
+def test_a_command_of_a_host_ends_in_an_event(tmp_path: Path) -> None:
+    async def story() -> None:
+        sink = Collector()
+        async with Bus(tmp_path / "tty", {3: DRIVE}):
+            made = source(tmp_path / "tty", device("fan", 3, "sinamics_g120"))
+
+            def notify(name: str, state: str, severity: Severity, message: str) -> None:
+                sink.event(name, state, severity, message)
+
+            writes = Writes({"bus": made}, notify)
+            async with sink.running(made), asyncio.TaskGroup() as tasks:
+                task = tasks.create_task(writes.run(), name="writes")
+                await sink.has(1)
+                writes.put("bus", "fan/control_word", 3)
+                writes.put("bus", "fan/speed", 3)
+                await sink.saw("command.refused", "point")
+                task.cancel()
+        assert [(name, message) for name, _, message, _ in sink.events] == [
+            ("command.done", "bus: fan/control_word = 3"),
+            (
+                "command.refused",
+                "bus: fan/speed: 'speed' can only be read (write = true in its map, if the device takes it)",
+            ),
+        ]
+
+    asyncio.run(story())
+
+
 def test_coils_and_floats_of_a_map_of_ones_own(tmp_path: Path) -> None:
     (tmp_path / "valve.toml").write_text(
         'title = "valve"\nmanual = "none"\n'
@@ -212,15 +242,17 @@ def test_coils_and_floats_of_a_map_of_ones_own(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_an_adapter_comes_back_without_a_leak(tmp_path: Path) -> None:
+def test_an_adapter_comes_back_a_hundred_times_without_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modbus, "REOPEN_S", (0.01, 0.02))
+
     async def story() -> None:
         sink = Collector()
         async with Bus(tmp_path / "tty", {1: METER, 3: DRIVE}) as bus:
             made = source(tmp_path / "tty", device("a", 1), device("fan", 3, "sinamics_g120"))
             async with sink.running(made):
                 await sink.has(1)
-                fds, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
-                for _ in range(10):
+                fds, tasks, threads = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), active_count()
+                for _ in range(100):
                     bus.cable.unplug()
                     await sink.saw("source.lost", "raised")
                     assert made.status().state is SourceState.LOST
@@ -229,7 +261,7 @@ def test_an_adapter_comes_back_without_a_leak(tmp_path: Path) -> None:
                     await sink.saw("source.lost", "cleared")
                     await sink.has(len(sink.got) + 2)
                 assert len(os.listdir("/proc/self/fd")) == fds
-                assert len(asyncio.all_tasks()) == tasks
+                assert (len(asyncio.all_tasks()), active_count()) == (tasks, threads)
 
     asyncio.run(story())
 

@@ -139,7 +139,9 @@ def test_silence_is_an_event_and_says_what_came_instead(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_unplugged_and_plugged_again_without_a_leak(tmp_path: Path) -> None:
+def test_unplugged_and_plugged_a_hundred_times_without_a_leak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text, "REOPEN_S", (0.01, 0.02))
+
     async def story() -> None:
         sensor, sink = Sensor(tmp_path / "tty"), Collector()
         made = source(tmp_path / "tty")
@@ -147,7 +149,7 @@ def test_unplugged_and_plugged_again_without_a_leak(tmp_path: Path) -> None:
             sensor.say(b"ST,GS,0kg\r\n")
             await sink.has(1)
             fds, tasks = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())
-            for n in range(1, 11):
+            for n in range(1, 101):
                 sensor.say(b"ST,G")  # half a line is not carried over
                 sensor.cable.unplug()
                 await sink.saw("source.lost", "raised")
@@ -155,7 +157,7 @@ def test_unplugged_and_plugged_again_without_a_leak(tmp_path: Path) -> None:
                 sensor.cable.plug()
                 while made.status().state is SourceState.LOST:
                     sensor.say(b"ST,GS,%dkg\r\n" % n)
-                    await asyncio.sleep(0.02)
+                    await asyncio.sleep(0.005)
                 assert sink.got[-1].newest() == {"weight": n}
             assert (len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks())) == (fds, tasks)
             assert made.status().bad == 0
