@@ -17,6 +17,7 @@ from invoke.tasks import task
 ROOT = Path(__file__).resolve().parent
 # What the integration tests start -> the Debian package that has it.
 SYSTEM_PROGRAMS = {
+    "faketime": "faketime",
     "mosquitto": "mosquitto",
     "node": "nodejs",
     "npm": "npm",

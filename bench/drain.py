@@ -77,7 +77,7 @@ def samples(n: int, batch: int) -> Iterator[Sample]:
 
 
 async def fill(path: Path, n: int, batch: int) -> list[bytes]:
-    """Make a spool with one batch for each of the samples; their blobs."""
+    """Make a spool with one commit for each of the samples; the blobs of its batches, packed as the spool packs them."""
     settings = {"commit_s": 0.0, "max_bytes": 1 << 30}
     async with Spool.open(path, Clock(), notify=lambda *_: None, **settings) as spool:  # type: ignore[arg-type]
         for sample in samples(n, batch):
@@ -294,7 +294,7 @@ def measure(n: int, batch: int, only: str, nodelay: bool) -> Iterator[Outcome]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readings", type=int, default=1_000_000, help="default: %(default)s")
-    parser.add_argument("--batch", type=int, default=1000, help="readings a batch; default: %(default)s")
+    parser.add_argument("--batch", type=int, default=1000, help="readings a commit; default: %(default)s")
     parser.add_argument("--only", choices=("broker", "sqlite", "postgres"), default="", help="only this part")
     parser.add_argument("--nodelay", action="store_true", help="mosquitto with set_tcp_nodelay, for `broker`")
     parser.add_argument("--json", action="store_true", help="one JSON line an outcome")

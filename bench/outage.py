@@ -32,6 +32,7 @@ from tests.integration.harness import Daemon, daemon, delivered_count, free_port
 from tests.integration.proxy import Proxy
 
 STREAM = "node/bench"
+PATIENCE_S = 120.0  # a large backlog takes its time
 NUMBER = struct.Struct("<Id")
 
 
@@ -147,8 +148,8 @@ async def _measure(gateway: Daemon, link: Proxy, watch: Watch, db: Path, seconds
     goal = next(s.next_seq for s in status.streams if s.name == STREAM) - 1
     await link.mend()
     back = time.monotonic()
-    await until(lambda: watch.highest >= goal, "the backlog is in")
-    await until(lambda: delivered_count(db, STREAM) > goal, "the backlog is committed")
+    await until(lambda: watch.highest >= goal, "the backlog is in", PATIENCE_S)
+    await until(lambda: delivered_count(db, STREAM) > goal, "the backlog is committed", PATIENCE_S)
     committed = time.monotonic()
     await until(lambda: bool(watch.live) and watch.live[-1] > back, "live values come")
     reconnected = next(t for t in watch.births if t >= back)

@@ -34,6 +34,7 @@ column says in our words what is asked; the specification's own text is found th
 | --- | --- | --- |
 | node (NBIRTH, NDATA) | `bdSeq`, `Node Control/Rebirth` | the specification's own |
 | node | `Alarm/<rule>` | Boolean, true while the rule is raised |
+| node | `Clock/known` | Boolean, false while the gateway does not know the time of day |
 | device `<source>` (DBIRTH, DDATA) | `<stream>/<channel>` | the newest reading, with its unit as property `engUnit` |
 | device | `inference/<pipeline>/label`, `.../score` | what the model says, null until it has said something |
 | device | `Source/state` | `ok` or `silent`; lost and failing devices are dead (DDEATH) |
@@ -42,6 +43,11 @@ Values of a silent source have the property `Quality` 500 (stale). With `uplink.
 that host's STATE; with `uplink.live.flush_historical` what was missed follows the births, one reading an interval and
 stream, as historical metrics. Commands to a device are checked against its birth and refused (event `command.refused`)
 unless its source takes writes; none does yet.
+
+The specification knows no message without a timestamp in UTC. Before the gateway knows the time of day (docs/time.md) it
+sends what the machine's clock tells, and `Clock/known` is false: a host should then use its own time of arrival. When the
+clock becomes known, or is set, the node is born again within the same session (same `bdSeq`, seq 0), so that every newest
+value is told once more with its right time. Historical metrics are held until they can be dated.
 
 """
 

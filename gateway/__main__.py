@@ -35,6 +35,10 @@ Say what would change if another config ran: tables, devices, memory, disk, wear
 paths in NEW.toml count from its own folder: put it beside the present one. Its exit status is 0 when nothing would change, 3 when something would, 4 when something would and deserves a
 second thought (the lines with WARNING); 1 and 2 as ever, 2 also when NEW.toml cannot be used.
 """
+STATUS = """\
+Ask a running gateway what it is doing, over its control socket. With --wear: what was written to the disk, by day and by
+stream, from the spool's books; the gateway need not run.
+"""
 EPILOG = "A commented example of every setting is gateway/example.toml. Exit status: 0 fine, 1 failed, 2 misused."
 
 
@@ -62,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         ("run", _run, "Run the gateway. SIGTERM or Ctrl-C ends it within two seconds with everything stored."),
         ("check", _check, "Check a config: names the file, the key, what is wrong and what to do. Changes nothing."),
         ("plan", _plan, PLAN),
-        ("status", _status, "Ask a running gateway what it is doing, over its control socket."),
+        ("status", _status, STATUS),
     ):
         sub = commands.add_parser(name, help=what.partition(".")[0], description=what, epilog=EPILOG)
         sub.add_argument(
@@ -73,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("new", type=Path, metavar="NEW.toml", help="the config that might come")
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
+        if name == "status":
+            sub.add_argument("--wear", action="store_true", help="what the disk had to take, by day and stream")
     add_commands(commands, EPILOG)
     return parser
 
@@ -158,6 +164,12 @@ def _plan(args: argparse.Namespace) -> int:
 
 def _status(args: argparse.Namespace) -> int:
     config = load(args.config)
+    if args.wear:
+        from gateway.store.worn import read_worn, worn_text
+
+        worn = read_worn(config.spool_path, config.store.card_tbw, config.store.wear_gb_day)
+        print(_json(worn) if args.json else worn_text(worn))
+        return OK
     from gateway.contract import GatewayStatus
     from gateway.control import Client
     from gateway.report import status_text

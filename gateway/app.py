@@ -19,6 +19,7 @@ import gateway
 from gateway import control
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
+from gateway.clockwatch import ClockWatch
 from gateway.config import Config, ModelTable, PipelineTable
 from gateway.contract import (
     EVENTS_STREAM,
@@ -41,6 +42,7 @@ from gateway.errors import ConfigError, ControlError, StoreError
 from gateway.infer.bundle import read_manifest
 from gateway.infer.engine import Engine
 from gateway.infer.manifest import Window
+from gateway.infer.thumbnails import Thumbnails
 from gateway.panel import process as panel_process
 from gateway.pipeline import CameraPipeline, Pipeline, SensorPipeline
 from gateway.remote import Remote
@@ -91,10 +93,12 @@ async def run(
         handlers: dict[str, control.Handler] = {
             "ping": lambda _: app.clock.mono_ns(),
             "status": lambda _: app.status(),
+            "watermarks": lambda _: app.spool.watermarks(),
             "picture": app.picture,
             "command": remote.control,
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
+        stack.enter_context(app.watch.watching())
         app.notify("gateway", "gateway.started", "point", Severity.INFO, f"Octogate {gateway.__version__} started")
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -116,6 +120,7 @@ class App:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.clock = Clock()
+        self.watch = ClockWatch(self.clock, partial(self.notify, "clock"), self._clock_turned)
         self._started = time.monotonic()
         self._sources: list[Source] = []
         self._engines: dict[str, Engine] = {}
@@ -129,6 +134,7 @@ class App:
         self._events: deque[Event] = deque(maxlen=NEWEST_EVENTS)
         self._rules = Rules(config.rule, self._changed)
         self._pictures = Pictures(config.data_dir / "pictures", config.store.pictures_max_mib << 20)
+        self._thumbnails: Thumbnails | None = None
         self._keep: deque[tuple[Frame, Change]] = deque()
         self._keep_wake = asyncio.Event()
         self._frame_of_change: Frame | None = None
@@ -143,7 +149,8 @@ class App:
         for table in config.pipeline:
             self._make_pipeline(table)
         for source in config.source:
-            self._sources.append(make_source(source, config, self.spool.mark(source.name), self.clock))
+            mark, newest = self.spool.mark(source.name), self.spool.newest(source.name)
+            self._sources.append(make_source(source, config, mark, self.clock, newest))
         self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
         self._uplinks = [
             Uplink(
@@ -153,9 +160,14 @@ class App:
                 self._writes.put,
                 self._writes.refuse,
                 remote.commands,
+                clock=self.clock,
             )
             for table in config.uplink
         ]
+        if any(table.pictures == "thumbnails" for table in config.uplink):
+            folder = config.data_dir
+            notify = partial(self.notify, "pictures")
+            self._thumbnails = Thumbnails(folder / "pictures", folder / "thumbnails", self._picture_kept, notify)
         self.spool.on_commit = self._committed
         self.spool.listening = lambda: any(uplink.up for uplink in self._uplinks)
 
@@ -168,6 +180,8 @@ class App:
         for pipeline in self._pipelines:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
+        if self._thumbnails is not None:
+            tasks.create_task(self._thumbnails.run(), name="thumbnails")
         tasks.create_task(self._writes.run(), name="writes")
         for uplink in self._uplinks:
             tasks.create_task(uplink.run(), name=f"uplink {uplink.name}")
@@ -235,8 +249,13 @@ class App:
         return done
 
     def _committed(self, batches: Sequence[Batch]) -> None:
+        self.watch.look()
         for uplink in self._uplinks:
             uplink.committed(batches)
+
+    def _clock_turned(self) -> None:
+        for uplink in self._uplinks:
+            uplink.clock_turned()
 
     def frame(self, frame: Frame) -> None:
         """From a camera: handed to its pipelines; without one it is only shown."""
@@ -290,8 +309,13 @@ class App:
                     self._record(change, picture_lost=str(error))
                 else:
                     self._record(change, picture=name, sha256=digest)
-                    for uplink in self._uplinks:
-                        uplink.picture_kept()
+                    self._picture_kept()
+                    if self._thumbnails is not None:
+                        self._thumbnails.kept()
+
+    def _picture_kept(self) -> None:
+        for uplink in self._uplinks:
+            uplink.picture_kept()
 
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
         """An event about the gateway itself."""

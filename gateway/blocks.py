@@ -2,7 +2,7 @@
 
 A block is published at `<prefix>/<gateway>/pic/<name>/<number>`; its payload is, little-endian::
 
-    "OP" | version u8 = 1 | SHA-256 of the whole file (32 bytes) | size of the file u32 | the bytes of this block
+    "OP" | version u8 = 2 | SHA-256 of the whole file (32 bytes) | size of the file u32 | the bytes of this block
 
 Every block but the last holds `BLOCK` bytes. The receiver retains a `PictureAck` (JSON) at `<prefix>/<gateway>/picack`.
 """
@@ -16,9 +16,9 @@ import msgspec
 
 from gateway.contract import TOPIC_ROOT
 
-BLOCK = 64 << 10
+BLOCK = 16 << 10  # fits the smallest limit that is common, 20 kB
 MAX_PICTURE = 8 << 20  # a camera's JPEG has 0.05 to 3 MiB
-MAGIC = b"OP\x01"
+MAGIC = b"OP\x02"
 _HEAD = struct.Struct("<3s32sI")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,127}\.(jpg|png)")  # also a safe file name
 

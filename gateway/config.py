@@ -41,8 +41,9 @@ class StreamTable(Table, frozen=True):
 
 
 class StoreTable(Table, frozen=True):
-    commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # wait of a reading for its commit while an uplink is up
-    durability_ms: Annotated[int, Meta(ge=0, le=2000)] = 1000  # longest wait: while none is up, or the disk is slow
+    commit_ms: Annotated[int, Meta(ge=1, le=2000)] = 20  # shortest wait of a reading for its commit: the latency
+    durability_ms: Annotated[int, Meta(ge=0, le=2000)] = 1000  # longest wait: no uplink is up, or to spare the disk
+    wear_gb_day: Annotated[float, Meta(ge=0)] = 3.0  # written a day, past which a steady flow waits; 0: no limit
     max_mib: Positive = 512  # of the spool file; past half of it what every uplink has is forgotten, oldest first
     when_full: Literal["wait", "drop"] = "wait"  # of what is not delivered: acquisition waits, or low priority goes
     ballast_mib: Annotated[int, Meta(ge=0, le=64)] = 8  # given up when the disk is full, so that deleting works
@@ -74,8 +75,11 @@ class UplinkTable(Table, frozen=True):
     keepalive_s: Annotated[int, Meta(ge=5, le=600)] = 15
     backoff_max_s: Annotated[float, Meta(ge=0.1, le=600)] = 120.0
     window: Annotated[int, Meta(ge=1, le=50)] = 50  # unacknowledged publishes under way
+    max_packet_kib: Annotated[int, Meta(ge=0, le=262144)] = (
+        0  # what the broker takes; 0: as it says (MQTT 5), or learned
+    )
     backlog_kib_s: Annotated[float, Meta(ge=0)] = 0.0  # how fast what has waited goes out; 0 is without limit
-    pictures: Literal["none", "events"] = "none"  # which of the kept pictures are sent
+    pictures: Literal["none", "events", "thumbnails"] = "none"  # which of the kept pictures are sent
     live: LiveTable | None = None
     commands: bool = False  # take commands: whoever may publish below octo/v1/<id>/cmd may then set the config
     command_keys: tuple[str, ...] = ()  # Ed25519 public keys (PEM) of which one must have signed each command

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import msgspec
 
 from gateway.clock import Clock
@@ -11,8 +14,18 @@ from gateway.errors import ConfigError
 from gateway.source_tables import ModbusSource, PluginSource, TextSource
 
 
-def make_source(table: SourceTable, config: Config, mark: Mark | None, clock: Clock) -> Source:
+def make_source(
+    table: SourceTable,
+    config: Config,
+    mark: Mark | None,
+    clock: Clock,
+    newest: Mapping[str, int] = MappingProxyType({}),
+) -> Source:
     """The source of one table; it does not run yet.
+
+    Args:
+        mark: how far the source is on disk, or None for a new one.
+        newest: stream -> time of its newest reading on disk, if that is of this boot.
 
     Raises:
         ConfigError: what it needs is not installed, or a third party's package cannot be used.
@@ -24,7 +37,7 @@ def make_source(table: SourceTable, config: Config, mark: Mark | None, clock: Cl
     if isinstance(table, NodeSource):
         from gateway.acquire.node import NodeSource as Node
 
-        return Node(msgspec.structs.replace(table, port=_port(config, table.port)), mark, clock)
+        return Node(msgspec.structs.replace(table, port=_port(config, table.port)), mark, clock, newest)
     if isinstance(table, ModbusSource):
         return _modbus(table, config, clock)
     if isinstance(table, TextSource):

@@ -23,7 +23,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.config import load
-from gateway.contract import BatchKind, GatewayStatus, Schema
+from gateway.contract import EVENTS_STREAM, BatchKind, GatewayStatus, Schema
 from gateway.errors import OctogateError
 from sdk import demo_factory as factory
 from sdk.demo_data import DemoData, prepare
@@ -37,6 +37,7 @@ LOOK_S = 0.25  # between two looks at the gateway
 OUTAGE_AT, OUTAGE_SHARE, OUTAGE_MAX_S = 0.4, 0.25, 8.0  # of the demo's time
 OUTAGE_EVERY_S = 60.0  # when it has no end
 PATIENCE_S = 15.0  # for the rest to be delivered
+LAST_EVENT_S = 5.0  # for the gateway's last word to be committed
 CAUGHT_UP_S = 5.0  # after an outage, so long the view says so
 RECORD_AT = 0.8  # of the outage
 
@@ -149,6 +150,7 @@ async def _run(options: Options, data: DemoData) -> Summary:
             await _live(running, view, show, options)
             last = await _drain(running, view, show)
         status = await running.gateway.end()
+        await _last_event(running, options.folder)
     return _summary(running, options.folder, data, last, status)
 
 
@@ -254,6 +256,18 @@ async def _drain(running: Factory, view: View, show: Screen) -> GatewayStatus:
             return moment.status
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(running.stop.wait(), LOOK_S)
+
+
+async def _last_event(running: Factory, folder: Path) -> None:
+    """The gateway has ended, and its last word is on its way: wait until the consumer has committed it."""
+    stored = count(folder / "data" / "spool.db", folder / "consumer.db")[EVENTS_STREAM].stored
+    more, ingest = asyncio.Event(), running.ingest
+    ingest.on_events = more.set
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(LAST_EVENT_S):
+            while sum(seq for (_, _, stream), seq in ingest.table.next.items() if stream == EVENTS_STREAM) < stored:
+                await more.wait()
+                more.clear()
 
 
 def _all_delivered(moment: Moment) -> bool:

@@ -89,13 +89,11 @@ class CountingNode(MicroPythonNode):
         self._record_size = record_size
         self._next = 0
         self._frames = framing.Deframer()
-        self._left = 0  # bytes that were listened to and still wait for the gateway
+        self.on_line = self._listen_in
 
-    def _flush(self) -> None:
-        for frame in self._frames.feed(self._to_host[self._left :]):
+    def _listen_in(self, data: bytes) -> None:
+        for frame in self._frames.feed(data):
             self._count(frame)
-        super()._flush()
-        self._left = len(self._to_host)
 
     def _count(self, frame: bytes) -> None:
         _, kind, seq, _ = framing.HEADER.unpack_from(frame)

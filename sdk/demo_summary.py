@@ -47,8 +47,8 @@ class Stored(msgspec.Struct, frozen=True):
 class Summary(msgspec.Struct, frozen=True):
     """The demo's result; `--plain` prints it as one JSON line.
 
-    `sent`, `stored`, `delivered`, `lost`, `duplicated` and `reordered` count readings of the node. `events_delivered`
-    is smaller than `events`: the last event says that the gateway stops, and stays in its spool for the next start.
+    `sent`, `stored`, `delivered`, `lost`, `duplicated` and `reordered` count readings of the node. The last of the
+    events says that the gateway stops. Inferences of its last moments may stay in its spool for the next start.
     """
 
     sent: int

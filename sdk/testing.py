@@ -15,7 +15,7 @@ import shutil
 import signal
 import sys
 import tty
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -69,6 +69,10 @@ class MicroPythonNode:
         files: more files for the node, name -> contents.
         heap_kib: MicroPython's heap; an RP2040 has about 190.
         cpython: run the firmware under CPython; None does so where there is no MicroPython.
+
+    Attributes:
+        on_line: called with the bytes that the node puts on the line, as they come and while it is plugged in; they may
+            begin and end within a frame.
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class MicroPythonNode:
         settings = json.loads((firmware / "config.json").read_text())
         # no USB buffer to respect behind a pseudo terminal
         (work / "config.json").write_text(json.dumps({**settings, "piece": 4096, **(config or {})}))
+        self.on_line: Callable[[bytes], None] = lambda _: None
         self._process: asyncio.subprocess.Process | None = None
         self._node: _Line | None = None  # towards the process
         self._host: _Line | None = None  # towards the gateway; None while unplugged
@@ -209,6 +214,7 @@ class MicroPythonNode:
             if self._said.count(0) >= 2:  # its first frame is HELLO
                 self._ready.set()
         if self._host is not None:  # else: into the air
+            self.on_line(data)
             self._to_host += data
             self._flush()
 

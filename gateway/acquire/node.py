@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from gateway.acquire.alarms import Alarms
@@ -19,7 +20,7 @@ from gateway.contract import Mark, Sample, Severity, Sink, SourceState, SourceSt
 from gateway.errors import LinkError, SourceError
 from gateway.link import framing, messages
 from gateway.link.messages import Ack, Hello, Nak, Ping, Pong, Resume, SayHello
-from gateway.link.nodeclock import NodeClock
+from gateway.link.nodeclock import NodeClock, NotBackwards
 from gateway.link.receiver import Receiver
 
 UNSTORED_MAX = 4 << 20  # bytes handed over and not yet on disk; past it the line is not read
@@ -53,15 +54,19 @@ class NodeSource:
         config: its table of the config file.
         mark: how far this source is on disk, or None for a new one.
         clock: this machine's clock.
+        newest: stream -> time of its newest reading on disk, if that is of this boot.
     """
 
     kind = "node"
 
-    def __init__(self, config: NodeConfig, mark: Mark | None, clock: Clock) -> None:
+    def __init__(
+        self, config: NodeConfig, mark: Mark | None, clock: Clock, newest: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
         self.name = config.name
         self._config = config
         self._clock = clock
         self._node_clock = NodeClock()
+        self._times = NotBackwards(dict(newest))
         self._receiver = Receiver(config.name)
         self._durable = mark  # on disk
         self._taken = mark  # handed to the sink
@@ -131,6 +136,7 @@ class NodeSource:
         try:
             if self._refused:  # what the store refused is still in the node's ring
                 self._refused, self._taken = "", self._durable
+                self._times = NotBackwards({})
             self._hello, self._hello_pause = None, HELLO_S[0]
             self._data_at = self._loop.time()
             self._alarms.set("silent", self._config.silent_s)
@@ -153,6 +159,8 @@ class NodeSource:
         receiver = self._receiver
         samples = receiver.feed(chunk, self._node_clock.offset_ns)
         if samples:
+            for sample in samples:
+                self._times.keep(sample)
             self._data_at = self._loop.time()
             if self._state is SourceState.SILENT:
                 self._settle()

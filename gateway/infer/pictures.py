@@ -113,3 +113,19 @@ def swap_colours(picture: Array) -> Array:
 def set_threads(n: int) -> None:
     """How many threads OpenCV may use; 1 means none beside the caller's."""
     cv2.setNumThreads(n if n > 1 else 0)
+
+
+def thumbnail(data: Buffer, longest: int, quality: int, max_pixels: int) -> bytes:
+    """A JPEG of which no side is longer than `longest` pixels; a small picture is not made larger.
+
+    Raises:
+        ModelError: as `decode`.
+    """
+    picture = decode(data, max_pixels)
+    rows, columns = picture.shape[:2]
+    scale = min(1.0, longest / max(rows, columns))
+    small = stretch(picture, max(1, round(columns * scale)), max(1, round(rows * scale)), "area")
+    done, encoded = cv2.imencode(".jpg", small, (cv2.IMWRITE_JPEG_QUALITY, quality))
+    if not done:
+        raise ModelError("cannot encode a thumbnail", hint=_HINT)
+    return bytes(encoded)

@@ -6,9 +6,38 @@ less as it ages (two crystals drift apart), so a later, slower one wins when it 
 
 from __future__ import annotations
 
+from gateway.contract import Sample
+
 DRIFT_PPM = 100  # two cheap crystals, one of them warm
 _UNKNOWN_NS = 10**9  # before the first round trip: HELLO may have waited in buffers
 _OPEN_PINGS = 8
+_JUMP_NS = 5 * 10**9  # a step back that no correction of an offset explains is left as it is
+
+
+class NotBackwards:
+    """Keeps the times of each stream in order while the offset is corrected by some milliseconds.
+
+    A better round trip, or a new estimate after a reconnection, may say that the node's readings are a little older than
+    the last ones were said to be. Those that would lie before their predecessor get its time, until theirs is later.
+
+    Args:
+        newest: stream -> time of the newest reading on disk, monotonic ns of this boot.
+    """
+
+    def __init__(self, newest: dict[str, int]) -> None:
+        self._newest = newest
+
+    def keep(self, sample: Sample) -> None:
+        """Correct the times of the next sample of its stream, in place."""
+        firsts, steps, counts = sample.firsts, sample.steps, sample.counts
+        floor = self._newest.get(sample.stream, firsts[0])
+        if floor - firsts[0] < _JUMP_NS:
+            for i, first in enumerate(firsts):
+                if first >= floor:
+                    break
+                firsts[i] = floor
+                floor += (counts[i] - 1) * steps[i]
+        self._newest[sample.stream] = firsts[-1] + (counts[-1] - 1) * steps[-1]
 
 
 class NodeClock:

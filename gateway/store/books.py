@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.clock import Clock
+from gateway.clock import STEP_NS, UNDISCIPLINED_NS, Clock
 from gateway.contract import BatchKind, Sample
 from gateway.errors import StoreError
 from gateway.store import wear
@@ -45,6 +45,7 @@ class Books:
         self._boots: dict[str, int] = dict(db.execute("SELECT boot, id FROM boot").fetchall())
         self._new_boots: list[tuple[int, str, int]] = []  # row, boot, life offset
         self._offset: tuple[int | None, int] = (None, 0)
+        self._trust = _trust(*clock.wall())  # the best of this run
         self._runs: dict[int, list[tuple[int, Sample]]] = {}
         self._run_lengths: dict[int, int] = {}
         self._minutes: dict[tuple[int, int, int, str], Minute] = {}  # stream, boot, minute, schema
@@ -163,8 +164,7 @@ class Books:
             self._digest(stream)
         db.executemany("INSERT OR IGNORE INTO boot (id, boot, life_ns) VALUES (?, ?, ?)", self._new_boots)
         self._write_minutes()
-        offset = self._clock.wall_offset_ns()
-        self._write_offset(offset)
+        self._write_offset(*self._clock.wall())
         db.execute("UPDATE spool SET head = ?, counted = ?, life_ns = ?", (state.head, state.head, self.life_ns()))
         db.executemany(
             "UPDATE stream SET next_seq = ? WHERE id = ?",
@@ -194,9 +194,17 @@ class Books:
                 "INSERT OR REPLACE INTO rollup VALUES (?, ?, ?, ?, ?, ?, ?)", (*key, found.seq, found.n, found.pack())
             )
 
-    def _write_offset(self, offset: int | None) -> None:
+    def knows_better(self) -> bool:
+        """Whether the clock has become known or disciplined since the last `write`, or was set and is trusted no less."""
+        offset, error = self._clock.wall()
+        if offset is None or self._offset[0] is None:
+            return _trust(offset, error) > self._trust
+        was_set = abs(offset - self._offset[0]) > STEP_NS
+        return (was_set and error <= self._offset[1]) or _trust(offset, error) > self._trust
+
+    def _write_offset(self, offset: int | None, error: int) -> None:
         """The best offset of this boot's clock: the smaller error wins, a later one among equals."""
-        error = self._clock.wall_error_ns
+        self._trust = max(self._trust, _trust(offset, error))
         if offset is not None and (self._offset[0] is None or error <= self._offset[1]):
             if (offset, error) != self._offset:
                 self._db.execute(
@@ -245,6 +253,11 @@ class Books:
         seconds = (self._clock.mono_ns() - self.since_ns) / 1e9
         per_day = wear.pace(written - self._written_at_start, seconds)
         return wear.Wear(int(self._written_before) + written - self._written, per_day)
+
+
+def _trust(offset: int | None, error: int) -> int:
+    """0: the time of day is not known, 1: it is somebody's word, 2: something keeps it right."""
+    return 0 if offset is None else 1 if error >= UNDISCIPLINED_NS else 2
 
 
 def _file_of(db: sqlite3.Connection) -> Path:

@@ -30,6 +30,7 @@ from gateway.errors import StoreError
 MAGIC = b"OB\x01"
 MAX_BODY = 64 << 20
 MAX_READINGS = 1 << 20
+MAX_WAS = 4  # rebuilt spools in a row that a batch remembers
 _LENGTH = struct.Struct("<H")
 _SEGMENTS = struct.Struct("<I")
 _LEVEL = 3
@@ -44,6 +45,8 @@ class Header(msgspec.Struct, frozen=True, array_like=True, gc=False):
         boot: the boot id that the monotonic times belong to.
         wall_offset_ns: UTC minus monotonic time at commit, None while the wall clock is not known.
         wall_error_ns: how wrong that offset may be.
+        was: of a batch that was saved from a damaged spool: epoch and seq_first that it had there, newest first. A
+            receiver that has these numbers of that epoch has this batch (sdk/ingest/rebuilt.py).
     """
 
     epoch: bytes
@@ -55,23 +58,23 @@ class Header(msgspec.Struct, frozen=True, array_like=True, gc=False):
     boot: str
     wall_offset_ns: int | None
     wall_error_ns: int
+    was: tuple[tuple[bytes, int], ...] = ()
 
 
 class Gap(msgspec.Struct, frozen=True, omit_defaults=True):
     """Why readings or rows of a stream are no more.
 
     Attributes:
-        why: `full` (the drop policy made room), `damaged` (the file was), `age` or `bytes` (a limit of its own).
+        why: `full` (the drop policy made room), `damaged` (the file was), `age` or `bytes` (a limit of its own),
+            `packet` (a single reading or row is larger than what the broker takes).
         kind: what they were.
         boot, mono_ns: when they were deleted; with the header's offset that is a time of day.
-        was: of a spool that was rebuilt after damage the epoch before (hex), whose sequence numbers go on.
     """
 
     why: str
     kind: BatchKind
     boot: str
     mono_ns: int
-    was: str = ""
 
 
 _pack_gap, _unpack_gap = msgspec.json.Encoder().encode, msgspec.json.Decoder(Gap).decode
@@ -173,6 +176,8 @@ def read_header(blob: bytes) -> tuple[Header, int]:
         header = _unpack_header(blob[5 : 5 + length])
         if not (0 < header.n <= MAX_READINGS and header.seq_first >= 0 and len(header.epoch) == 16):
             raise ValueError("numbers out of bounds")
+        if len(header.was) > MAX_WAS or any(len(epoch) != 16 or first < 0 for epoch, first in header.was):
+            raise ValueError("what it was is out of bounds")
     except (ValueError, struct.error) as error:  # msgspec's errors are ValueErrors
         raise StoreError(f"not a batch: {error}") from error
     return header, 5 + length

@@ -173,7 +173,8 @@ def write_parquet(export: Export, rows: Iterator[Row], path: Path) -> int:
         import pyarrow.parquet
     except ImportError as error:
         raise StoreError(
-            "Parquet needs pyarrow, which is not installed here", hint="pip install pyarrow, or use --format csv"
+            "Parquet needs pyarrow, which is not installed here",
+            hint="pip install 'octogate[export]', or use --format csv",
         ) from error
     n, writer = 0, None
     try:

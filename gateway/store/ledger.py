@@ -7,9 +7,10 @@ line of the ledger says when and why it was deleted. What is none of these is mi
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,9 @@ import msgspec
 if TYPE_CHECKING:
     import sqlite3
 
+    from gateway.store.state import Watermarks
+
+ANSWER_S = 5.0  # a daemon that takes longer is not waited for
 Range = tuple[int, int]  # from, to (exclusive)
 
 
@@ -28,7 +32,7 @@ class Dropped(msgspec.Struct, frozen=True):
     stream: str
     seq_first: int
     n: int
-    why: str  # full, damaged, age, bytes
+    why: str  # full, damaged, age, bytes; packet: too large for a broker, it may still be here
     first: str  # when (UTC); or how long after which boot, where the time was never known
     last: str
 
@@ -56,9 +60,15 @@ class StreamLedger(msgspec.Struct, frozen=True):
 
 
 class Ledger(msgspec.Struct, frozen=True):
-    """The whole spool's account; `history` are the times it was rebuilt after damage."""
+    """The whole spool's account.
+
+    Attributes:
+        live: the running daemon was asked what is delivered; if not, that may be some minutes old.
+        history: the times the spool was rebuilt after damage.
+    """
 
     epoch: str
+    live: bool
     streams: tuple[StreamLedger, ...]
     dropped: tuple[Dropped, ...]
     history: tuple[dict[str, Any], ...]
@@ -69,12 +79,13 @@ class Ledger(msgspec.Struct, frozen=True):
         return not any(stream.missing or stream.unreadable for stream in self.streams)
 
 
-def read_ledger(path: Path, uplinks: Sequence[str], *, check: bool = False) -> Ledger:
+def read_ledger(path: Path, uplinks: Sequence[str], *, check: bool = False, live: Watermarks | None = None) -> Ledger:
     """The account of a spool; a daemon may be writing it.
 
     Args:
         uplinks: who must have confirmed what is no more in the spool.
         check: read every batch and verify its checksum, too.
+        live: what the daemon that writes it said just before.
 
     Raises:
         StoreError: there is no spool, or it cannot be read.
@@ -86,6 +97,9 @@ def read_ledger(path: Path, uplinks: Sequence[str], *, check: bool = False) -> L
     with contextlib.closing(connect_reader(path)) as db, explained(path):
         db.execute("BEGIN")  # one moment for all that follows
         state, timeline = load(db), Timeline.of(db)
+        if live is not None and live.epoch != state.epoch.hex():
+            live = None
+        known: Sequence[Mapping[str, Mapping[str, int]]] = [state.confirmed, live.confirmed if live else {}]
         names = {id: name for name, id in state.ids.items()}
         dropped = [
             Dropped(names[stream], seq, n, why, _when(timeline, boot, first), _when(timeline, boot, last))
@@ -96,7 +110,8 @@ def read_ledger(path: Path, uplinks: Sequence[str], *, check: bool = False) -> L
         streams = []
         for name, id in sorted(state.ids.items()):
             mine = [entry for entry in dropped if entry.stream == name]
-            delivered = {uplink: state.confirmed.get(uplink, {}).get(name, 0) for uplink in uplinks}
+            # the file may have been moved on after the daemon was asked: it never knows less than what it deleted
+            delivered = {uplink: max(k.get(uplink, {}).get(name, 0) for k in known) for uplink in uplinks}
             batches, unreadable = _batches(db, id, check)
             gone = [(entry.seq_first, entry.seq_first + entry.n) for entry in mine]
             accounted = [*batches, *gone, (0, min(delivered.values(), default=0))]
@@ -111,7 +126,7 @@ def read_ledger(path: Path, uplinks: Sequence[str], *, check: bool = False) -> L
             {"what": what, "when": _when(timeline, boot, at), **msgspec.json.decode(detail)}
             for boot, at, what, detail in db.execute("SELECT boot, mono_ns, what, detail FROM history ORDER BY id")
         )
-    return Ledger(state.epoch.hex(), tuple(streams), tuple(dropped), history)
+    return Ledger(state.epoch.hex(), live is not None, tuple(streams), tuple(dropped), history)
 
 
 def _batches(db: sqlite3.Connection, stream: int, check: bool) -> tuple[list[Range], int]:
@@ -176,8 +191,22 @@ def ledger_text(ledger: Ledger) -> str:
             for d in ledger.dropped
         ]
     lines += [f"{h['when']}: {h['what']}: {h.get('reason', '')}; {h.get('batches', 0)} saved" for h in ledger.history]
+    if not ledger.live:
+        lines += ["", "the gateway is not running or does not answer: what is delivered may be more"]
     lines += ["", f"epoch {ledger.epoch}: {'nothing is missing' if ledger.whole else 'THERE ARE NUMBERS MISSING'}"]
     return "\n".join(lines)
+
+
+async def _ask(control: Path) -> Watermarks | None:
+    """What the daemon knows to be delivered; None when there is none, or an older one."""
+    from gateway.control import Client
+    from gateway.errors import ControlError
+    from gateway.store.state import Watermarks
+
+    with contextlib.suppress(ControlError, TimeoutError):
+        async with asyncio.timeout(ANSWER_S), Client.connect(control) as client:
+            return await client.ask("watermarks", Watermarks)
+    return None
 
 
 def command(args: argparse.Namespace) -> int:
@@ -186,7 +215,7 @@ def command(args: argparse.Namespace) -> int:
 
     config = load(args.config)
     uplinks = tuple(table.name for table in config.uplink)
-    ledger = read_ledger(config.spool_path, uplinks, check=args.check)
+    ledger = read_ledger(config.spool_path, uplinks, check=args.check, live=asyncio.run(_ask(config.control_path)))
     if args.json:
         sys.stdout.write(msgspec.json.encode({"whole": ledger.whole, **msgspec.to_builtins(ledger)}).decode() + "\n")
     else:

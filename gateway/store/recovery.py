@@ -6,8 +6,8 @@ end mean that the medium has lost something, not that the power failed during a 
 
 The damaged file is moved aside (one is kept). What can be read of it and was not delivered goes into a new file with a
 new epoch, under new sequence numbers, for nobody can know any more which numbers were given out; what is missing between
-is a gap, `damaged`, in the ledger and for the consumers. Readings that a consumer had confirmed after the watermark was
-last stored (minutes at most) reach it once more under the new epoch: after damage, rather twice than not at all.
+is a gap, `damaged`, in the ledger and for the consumers. What a consumer had confirmed after the watermark was last
+stored (minutes at most) is sent once more; each saved batch says which it was, so the receiver knows that it has it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from gateway.clock import Clock
 from gateway.contract import BatchKind
 from gateway.errors import StoreError
 from gateway.store import retention
-from gateway.store.columns import Codec, Gap, Header, with_header
+from gateway.store.columns import MAX_WAS, Codec, Gap, Header, with_header
 from gateway.store.schema import connect, is_damage, migrate, transaction
 
 QUICK_BYTES = 16 << 20  # a file up to this size is checked as a whole
@@ -207,7 +207,8 @@ class _Saving:
     def _insert(
         self, id: int, stream: int, seq: int, header: Header, blob: bytes, session: int | None, mark: int | None
     ) -> None:
-        changed = msgspec.structs.replace(header, epoch=self.epoch, seq_first=seq)
+        was = ((header.epoch, header.seq_first), *header.was)[:MAX_WAS]
+        changed = msgspec.structs.replace(header, epoch=self.epoch, seq_first=seq, was=was)
         self.db.execute(
             "INSERT INTO batch (id, stream, seq_first, n, session, mark, blob) VALUES (?, ?, ?, ?, ?, ?, ?)",
             (id, stream, seq, header.n, session, mark, with_header(blob, changed)),

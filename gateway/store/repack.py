@@ -1,7 +1,8 @@
-"""Small batches that every uplink has, made into large ones: history costs a fraction of what the wire needed.
+"""Small batches made into large ones: they cost a fraction of the disk, and of the time to send them after an outage.
 
-What is not delivered keeps its key and is never touched. A consumer that goes back behind what it had confirmed gets
-the large batch and takes what it lacks of it, as always.
+Delivered or not makes no difference. A batch that was sent and is not confirmed may come again as part of a larger one,
+under the larger one's key: a consumer takes what it lacks of a batch, as of any that reaches over what it has
+(docs/sync.md). The large batch has the id of its last part, so whoever sends on from anywhere among the parts comes by it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from gateway.store.columns import Codec, joined, read_header
 
 WORTH = 2048  # readings; fewer are left until there are more
 LARGEST = 8192
+LARGEST_BYTES = 120 << 10  # of the parts' bodies together; some brokers take no message above 128 KiB
 AT_ONCE = 4096  # batches looked at per stream
 
 
@@ -70,21 +72,27 @@ def repack(
 
 
 def _runs(rows: list[Row]) -> Iterator[list[Row]]:
-    """Rows that may become one: consecutive, of one boot and schema, together not too large."""
+    """Rows that may become one: consecutive (in a rebuilt spool also in what they were), of one boot and schema,
+    together not too large.
+    """
     run: list[Row] = []
-    before, n = ("", ""), 0
+    before: tuple[object, ...] = ()
+    n = size = 0
     for row in rows:
         try:
-            header, _ = read_header(row.blob)
-            alike = (header.boot, header.spec)
+            header, at = read_header(row.blob)
+            were = tuple((epoch, first - row.seq_first) for epoch, first in header.was)
+            alike: tuple[object, ...] = (header.boot, header.spec, were)
+            body = len(row.blob) - at
         except StoreError:
-            alike = ("", f"damaged {row.id}")
+            alike, body = ("damaged", row.id), 0
         follows = bool(run) and row.seq_first == run[-1].seq_first + run[-1].n
-        if run and not (follows and alike == before and n + row.n <= LARGEST):
+        fits = n + row.n <= LARGEST and size + body <= LARGEST_BYTES
+        if run and not (follows and alike == before and fits):
             yield run
-            run, n = [], 0
+            run, n, size = [], 0, 0
         run.append(row)
-        before, n = alike, n + row.n
+        before, n, size = alike, n + row.n, size + body
     if run:
         yield run
 
@@ -94,6 +102,6 @@ def _together(codec: Codec, name: str, run: list[Row]) -> bytes:
     first, last = decoded[0][0], decoded[-1][0]
     header = type(first)(
         first.epoch, name, first.seq_first, sum(row.n for row in run), first.kind, first.spec, first.boot,
-        last.wall_offset_ns, last.wall_error_ns,
+        last.wall_offset_ns, last.wall_error_ns, first.was,
     )  # fmt: skip
     return codec.encode_samples(header, [joined([sample for _, sample in decoded])])

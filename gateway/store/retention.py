@@ -25,6 +25,7 @@ from gateway.store.rollup import MINUTE_NS
 
 DELETE_AT_ONCE = 1000  # batches a transaction, so that none becomes long
 DROP_BYTES = 1 << 20  # what one drop frees, at most; of a small file a 64th
+MAX_GAP = 1 << 20  # readings a gap stands for, the bound of any batch
 LEDGER_STEP_NS = 600 * 10**9  # a drop that goes on for longer begins another line of the ledger
 
 
@@ -123,6 +124,12 @@ def older_than(db: sqlite3.Connection, stream: int, life_ns: int) -> int:
     return 0
 
 
+def is_noted(db: sqlite3.Connection, stream: int, seq_first: int, n: int, why: str) -> bool:
+    """Whether one line of the ledger says this of all of them already."""
+    query = "SELECT 1 FROM dropped WHERE stream = ? AND why = ? AND seq_first <= ? AND seq_first + n >= ?"
+    return db.execute(query, (stream, why, seq_first, seq_first + n)).fetchone() is not None
+
+
 def note_dropped(
     db: sqlite3.Connection, stream: int, seq_first: int, n: int, why: str, boot: int, mono_ns: int
 ) -> None:
@@ -138,3 +145,14 @@ def note_dropped(
         "INSERT INTO dropped (stream, seq_first, n, why, boot, first_ns, last_ns) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (stream, seq_first, n, why, boot, mono_ns, mono_ns),
     )
+
+
+def neighbours(batches: list[Found]) -> list[list[Found]]:
+    """Split into runs without a hole, none longer than a gap may be."""
+    runs: list[list[Found]] = []
+    for batch in batches:
+        if runs and runs[-1][-1].end == batch.seq_first and batch.end - runs[-1][0].seq_first <= MAX_GAP:
+            runs[-1].append(batch)
+        else:
+            runs.append([batch])
+    return runs

@@ -18,6 +18,7 @@ class SpoolSettings(TypedDict):
     policy: Policy
     ballast_bytes: int
     card_tbw: float
+    wear_day: float
 
 
 def spool_settings(table: StoreTable, uplinks: tuple[str, ...]) -> SpoolSettings:
@@ -33,4 +34,5 @@ def spool_settings(table: StoreTable, uplinks: tuple[str, ...]) -> SpoolSettings
         policy=Policy(rules, table.when_full == "drop", uplinks),
         ballast_bytes=table.ballast_mib << 20,
         card_tbw=table.card_tbw,
+        wear_day=table.wear_gb_day * 1e9,
     )

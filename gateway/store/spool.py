@@ -22,9 +22,9 @@ from gateway.contract import Batch, BatchKind, Mark, Sample, Severity, SpoolStat
 from gateway.errors import StoreError
 from gateway.store.pace import PIECES, Pace
 from gateway.store.retention import Policy
-from gateway.store.state import lowest
+from gateway.store.state import Watermarks, lowest, source_of
 from gateway.store.tables import DamagedBatch, Tables
-from gateway.store.writer import Group, Mend, Writer
+from gateway.store.writer import Group, Mend, Unfit, Writer
 
 FLUSH_BYTES = 256 << 10  # a group of this size is not kept waiting
 _SOON_S = 0.002  # not worth another wake-up
@@ -91,11 +91,12 @@ class Spool:
         policy: Policy | None = None,
         ballast_bytes: int = 0,
         card_tbw: float = 0.0,
+        wear_day: float = 0.0,
     ) -> AsyncIterator[Spool]:
         """Open or make the spool at `path`; on leaving, everything handed in so far is on disk.
 
         Args:
-            commit_s, durability_s: see `gateway.store.pace.Pace`.
+            commit_s, durability_s, wear_day: see `gateway.store.pace.Pace`.
             max_bytes: of the file.
             policy: limits, priorities, and which uplinks there are; one uplink named main when left out.
             ballast_bytes: kept beside the file for the day the disk is full; at most an eighth of `max_bytes`.
@@ -105,7 +106,7 @@ class Spool:
             StoreError: the file cannot be opened or belongs to a newer version.
         """
         settings = Settings(max_bytes, policy or Policy(), ballast_bytes, card_tbw)
-        spool = cls(path, clock, Pace(commit_s, durability_s), settings, notify)
+        spool = cls(path, clock, Pace(commit_s, durability_s, wear_day), settings, notify)
         spool._writer.start()
         try:
             if (recovered := spool._tables.recovered) is not None:
@@ -129,7 +130,11 @@ class Spool:
         for sample in samples:
             group.samples.setdefault(sample.stream, []).append(sample)
             group.bytes += len(sample.data) + 18 * len(sample.firsts)
-            group.pieces += len(sample.firsts)
+            source = source_of(sample.stream)
+            pieces = group.pieces[source] = group.pieces.get(source, 0) + len(sample.firsts)
+            if pieces >= PIECES and not group.urgent:
+                group.urgent = True
+                self._arm(group)
         if mark is not None:
             group.marks[mark.source] = mark
         return self._grown(group)
@@ -163,8 +168,8 @@ class Spool:
             self._timer.cancel()
             self._timer = None
         if not self._writing:
-            eager = group.urgent or not group.steady or self.listening()
-            now, due = self._loop.time(), group.since + self._pace.wait_s(eager=eager)
+            eager = group.urgent or not group.steady
+            now, due = self._loop.time(), self._pace.due(group.since, eager=eager, listening=self.listening())
             # what is as good as due goes in the next turn of the loop: sources read in this turn share the commit
             self._timer = self._loop.call_at(now if due - now < _SOON_S else due, self._flush)
 
@@ -173,9 +178,6 @@ class Spool:
             return group.done
         if group.bytes >= FLUSH_BYTES:
             self._flush()
-        elif group.pieces >= PIECES and not group.urgent and not self.listening():
-            group.urgent = True  # as soon as if somebody listened: nodes hold what is not acknowledged
-            self._arm(group)
         return group.done
 
     def _flush(self) -> None:
@@ -186,6 +188,7 @@ class Spool:
         group, self._open_group = self._open_group, None
         if group is not None:
             self._writing = True
+            self._pace.ends(self._loop.time())
             self._writer.put(group)
 
     # --- what the writer says ------------------------------------------------------------------------------------
@@ -195,7 +198,7 @@ class Spool:
         self._idle.set()
         self._commits += 1
         self._took_ms.append(took_ms)
-        self._pace.took(took_ms / 1e3)
+        self._pace.took(took_ms / 1e3, self._loop.time())
         if batches:
             self.head = batches[-1].id
         if not group.done.done():
@@ -239,6 +242,10 @@ class Spool:
         else:
             work.done.set_exception(error)
 
+    def noted(self, work: Unfit, new: bool) -> None:
+        if not work.done.done():
+            work.done.set_result(new)
+
     async def _close(self) -> None:
         """Store what is still open, then end the writer; a disk that refuses ends it too."""
         while (self._open_group is not None or self._writing) and self._state == "ok":
@@ -254,6 +261,10 @@ class Spool:
     def mark(self, source: str) -> Mark | None:
         """How far a source had been taken when the spool was opened."""
         return self._tables.state.marks.get(source)
+
+    def newest(self, source: str) -> dict[str, int]:
+        """Stream -> when its newest reading was taken, monotonic ns, for a source's streams that have one of this boot."""
+        return self._tables.newest(source)
 
     def next_seq(self) -> Mapping[str, int]:
         """Readings or rows on disk, by stream."""
@@ -273,6 +284,15 @@ class Spool:
     def confirmed(self, uplink: str = "main") -> Mapping[str, int]:
         """An uplink's watermark as far as it is known here."""
         return dict(self._confirmed.get(uplink, {}))
+
+    def watermarks(self) -> Watermarks:
+        """What every configured uplink's consumer has."""
+        return Watermarks(self.epoch.hex(), {name: dict(self._confirmed.get(name, {})) for name in self._uplinks})
+
+    def sending(self, stream: str, seq: int) -> None:
+        """Everything of a stream before `seq` may be on its way to a consumer: it is dropped last."""
+        maybe_sent = self._tables.upkeep.maybe_sent
+        maybe_sent[stream] = max(seq, maybe_sent.get(stream, 0))
 
     def delivered(self, stream: str) -> int:
         """What every configured uplink has of a stream."""
@@ -295,6 +315,27 @@ class Spool:
                 work = Mend(damaged.id, self._loop.create_future())
                 self._writer.put(work)
                 await work.done
+
+    async def fit(self, batch: Batch, largest: int, uplink: str) -> list[Batch]:
+        """A batch as smaller ones of at most `largest` bytes; a gap for what does not fit even alone, ledgered and told.
+
+        Sending goes on after the id of each: only the last has the batch's own.
+        """
+        parts = await asyncio.to_thread(self._tables.split, batch, largest)
+        for part in parts:
+            if not part.size:
+                continue
+            seq, n = part.batch.seq_first, part.batch.n
+            work = Unfit(batch.stream, seq, n, self._loop.create_future())
+            self._writer.put(work)
+            if await work.done:
+                what = f"{batch.stream} {seq}" if n == 1 else f"{batch.stream} {seq} to {seq + n - 1}"
+                message = (
+                    f"uplink '{uplink}' cannot send {what}: {part.size} bytes, the broker takes {largest}; a gap is "
+                    "sent in its place, see octogate ledger; raise the broker's limit or uplink.max_packet_kib"
+                )
+                self._notify("uplink.too_large", "point", Severity.ALARM, message)
+        return [part.batch for part in parts]
 
     async def rewind_point(self, watermark: Mapping[str, int]) -> int:
         """The batch id to send after, so that nothing from this watermark on is missing."""
@@ -333,6 +374,7 @@ class UplinkStore:
         self.name = name
         self.read_after = spool.read_after
         self.rewind_point = spool.rewind_point
+        self.sending = spool.sending
 
     @property
     def epoch(self) -> bytes:
@@ -341,6 +383,10 @@ class UplinkStore:
     @property
     def head(self) -> int:
         return self._spool.head
+
+    async def fit(self, batch: Batch, largest: int) -> list[Batch]:
+        """See `Spool.fit`."""
+        return await self._spool.fit(batch, largest, self.name)
 
     def confirm(self, watermark: Mapping[str, int]) -> None:
         """This uplink's consumer has committed everything before these sequence numbers."""

@@ -6,6 +6,8 @@ import sqlite3
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import msgspec
+
 from gateway.contract import BatchKind, Mark
 
 _LAST_BATCHES = """
@@ -18,6 +20,16 @@ Watermark = Mapping[str, int]
 def source_of(stream: str) -> str:
     """The source whose readings a stream holds: streams are named `<source>/<node stream>`."""
     return stream.partition("/")[0]
+
+
+class Watermarks(msgspec.Struct, frozen=True):
+    """What a running daemon knows its consumers to have: uplink -> stream -> next sequence number.
+
+    The file learns it with the books (gateway.store.books), minutes later; `octogate ledger` asks for it.
+    """
+
+    epoch: str
+    confirmed: dict[str, dict[str, int]]
 
 
 @dataclass(slots=True)

@@ -17,12 +17,15 @@ from gateway.clock import Clock
 from gateway.contract import Batch, BatchKind, Mark, Sample
 from gateway.errors import StoreError
 from gateway.store import recovery
-from gateway.store.columns import Codec, Header
+from gateway.store.ballast import Ballast
+from gateway.store.columns import Codec, Header, read_header
 from gateway.store.retention import Policy
 from gateway.store.schema import PAGE, connect, explained, is_damage, migrate, transaction
+from gateway.store.split import Part, split
 from gateway.store.state import State, Watermark, load, source_of
 from gateway.store.upkeep import Confirmed, Upkeep
 
+_NEWEST = "SELECT blob FROM batch WHERE stream = ? AND gap = 0 ORDER BY seq_first DESC LIMIT 1"
 MAX_READINGS = 8192  # per batch: bounds what a consumer must hold at once
 
 Samples = Mapping[str, Sequence[Sample]]
@@ -86,18 +89,39 @@ class Tables:
         self._codec, self._checker = Codec(), Codec()
         self._noted: list[tuple[Batch, _Run]] = []
         max_pages = max(max_bytes // PAGE, 256)
-        with explained(path), contextlib.ExitStack() as opened:
+        ballast = min(ballast, max_bytes // 8)
+        with explained(path):
             path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self.recovered = recovery.open_or_rebuild(path, clock, max_pages)
+            try:
+                self._open(path, max_pages, policy or Policy(), ballast)
+            except sqlite3.Error:
+                # SQLite cannot even open a file on a full disk: it needs a page or two for its log
+                if not Ballast(path, ballast).drop():
+                    raise
+                self._open(path, max_pages, policy or Policy(), ballast)
+        self._reader_turn = threading.Lock()
+
+    def _open(self, path: Path, max_pages: int, policy: Policy, ballast: int) -> None:
+        with contextlib.ExitStack() as opened:
+            self.recovered = recovery.open_or_rebuild(path, self._clock, max_pages)
             self._writer = opened.enter_context(contextlib.closing(connect(path, max_pages)))
             migrate(self._writer, path)
             self.state: State = load(self._writer)
-            self.upkeep = Upkeep(
-                self._writer, path, self.state, clock, policy or Policy(), max_pages, min(ballast, max_bytes // 8)
-            )
+            self.upkeep = Upkeep(self._writer, path, self.state, self._clock, policy, max_pages, ballast)
             self._reader = opened.enter_context(contextlib.closing(connect(path, max_pages)))
             self._opened = opened.pop_all()
-        self._reader_turn = threading.Lock()
+
+    def newest(self, source: str) -> dict[str, int]:
+        """See `Spool.newest`; a batch that cannot be read says nothing."""
+        found: dict[str, int] = {}
+        for name, id in self.state.ids.items():
+            if source_of(name) == source and self.state.kinds[name] is BatchKind.SAMPLES:
+                row = self._reader.execute(_NEWEST, (id,)).fetchone()
+                with contextlib.suppress(StoreError):
+                    if row is not None and read_header(row[0])[0].boot == self._clock.boot:
+                        sample = Codec().decode_samples(row[0])[1]
+                        found[name] = sample.firsts[-1] + (sample.counts[-1] - 1) * sample.steps[-1]
+        return found
 
     # --- in the writer thread ---------------------------------------------------------------------------------
 
@@ -146,10 +170,7 @@ class Tables:
             ids[run.stream], next_seq[run.stream] = cursor.lastrowid or 0, 0
         seq = next_seq[run.stream]
         next_seq[run.stream] = seq + run.n
-        offset = clock.wall_offset_ns()
-        header = Header(
-            self.state.epoch, run.stream, seq, run.n, run.kind, run.spec, clock.boot, offset, clock.wall_error_ns
-        )
+        header = Header(self.state.epoch, run.stream, seq, run.n, run.kind, run.spec, clock.boot, *clock.wall())
         if run.samples:
             blob = self._codec.encode_samples(header, run.samples)
         else:
@@ -201,6 +222,11 @@ class Tables:
                 if not batches:
                     self._explain(batch_id, error)
         return batches
+
+    def split(self, batch: Batch, largest: int) -> list[Part]:
+        """A batch as parts of at most `largest` bytes."""
+        with self._reader_turn:
+            return split(self._checker, batch, largest, self._clock)
 
     def _wrong(self, batch: Batch) -> str:
         try:

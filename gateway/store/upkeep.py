@@ -27,7 +27,7 @@ from gateway.store.wear import DAY_NS
 COMMITS = 512  # between two upkeeps, or
 PERIOD_NS = 600 * 10**9  # so long after the last, whichever comes first
 WAL_PAGES = 1500  # about so many in the log (6 MB): checkpoint; fewer where the ballast is smaller than that
-MAX_GAP = 1 << 20  # readings a gap stands for, the bound of any batch
+SPARED, SPARED_SHARE = 500, 4  # of what waits for confirmation, batches and part of the file that are dropped last
 ROLLUP_SHARE = 8  # statistics take at most this part of the file
 ROLLUP_ROW = 128  # bytes of one, about
 
@@ -35,7 +35,11 @@ Confirmed = Mapping[str, Watermark]  # uplink -> stream -> next sequence number
 
 
 class Upkeep:
-    """Keeps one spool's file in order."""
+    """Keeps one spool's file in order.
+
+    Attributes:
+        maybe_sent: stream -> what follows the newest reading that may have been sent to anybody; moved by the loop.
+    """
 
     def __init__(
         self,
@@ -66,6 +70,7 @@ class Upkeep:
         self._wal_pages = max(50, min(WAL_PAGES, held * 3 // 4 // 4120)) if held else WAL_PAGES
         self._frozen = False  # the disk is full: the file must do with the pages it has
         self.books = Books(db, state, clock)
+        self.maybe_sent = dict(state.next_seq)  # what an earlier run has sent is not known
         self.dropped, self.damaged = self._ledgered()
         self.dropping = False  # nothing but dropping has made room, of late
 
@@ -83,7 +88,9 @@ class Upkeep:
         self._pages += 2 * batches + size // 4096
 
     def due(self) -> bool:
-        return self._commits >= COMMITS or self._clock.mono_ns() - self._last_ns >= PERIOD_NS
+        if self._commits >= COMMITS or self._clock.mono_ns() - self._last_ns >= PERIOD_NS:
+            return True
+        return self.books.knows_better()
 
     def run(self, confirmed: Confirmed) -> None:
         """Books, watermarks, retention, packing.
@@ -95,7 +102,7 @@ class Upkeep:
             self._move_watermarks(confirmed)
             self._trim(confirmed, 1000 + 2 * self._batches, always=False)
             self._limits(confirmed)
-            self._repack(confirmed)
+            self._repack()
             self._prune_rollups()
             self.books.write(self._state)
         self._finish()
@@ -175,6 +182,17 @@ class Upkeep:
             self.books.write(self._state)
         self._finish()
         return int(row[2])
+
+    def unfit(self, name: str, seq: int, n: int) -> bool:
+        """Too large for an uplink's broker: noted, once, and kept; whether that was new. May raise sqlite3.Error."""
+        stream = self._state.ids[name]
+        if retention.is_noted(self._db, stream, seq, n, "packet"):
+            return False
+        with self._transaction():
+            retention.note_dropped(self._db, stream, seq, n, "packet", self.books.boot, self.books.mono_ns())
+            self.books.write(self._state)
+        self._finish()
+        return True
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -276,31 +294,37 @@ class Upkeep:
         for name, stream in self._state.ids.items():
             classes.setdefault(self._policy.rule(name).priority, {})[stream] = self._state.next_seq[name]
         for _, streams in sorted(classes.items()):
-            found: dict[int, list[Found]] = {}
-            size = 0
-            for stream, batch in retention.oldest_of_all(self._db, streams, retention.DELETE_AT_ONCE):
-                if batch.gap:
-                    continue
-                if size >= min(retention.DROP_BYTES, self._max_pages * 4096 // 64):
-                    break
-                found.setdefault(stream, []).append(batch)
-                size += batch.size
-            if found:
+            if found := self._droppable(streams, spare=True) or self._droppable(streams, spare=False):
                 for stream, batches in found.items():
                     self.give_up(stream, batches, "full")
                 return True
         return False
+
+    def _droppable(self, streams: Mapping[int, int], *, spare: bool) -> dict[int, list[Found]]:
+        """The oldest of these, enough for now; `spare` what was sent and is not confirmed: a consumer may have it."""
+        sent = {self._state.ids[name]: seq for name, seq in self.maybe_sent.items() if name in self._state.ids}
+        room, spared = (self._max_pages * 4096 // SPARED_SHARE, SPARED) if spare else (0, 0)
+        found, size = dict[int, list[Found]](), 0
+        for stream, batch in retention.oldest_of_all(self._db, streams, retention.DELETE_AT_ONCE):
+            if spared and batch.end <= sent.get(stream, 0) and batch.size <= room:
+                room, spared = room - batch.size, spared - 1
+            elif not batch.gap:
+                if size >= min(retention.DROP_BYTES, self._max_pages * 4096 // 64):
+                    break
+                found.setdefault(stream, []).append(batch)
+                size += batch.size
+        return found
 
     def give_up(self, stream: int, batches: list[Found], why: str) -> None:
         """Delete what is not delivered: noted in the ledger, and a gap in its place for the consumers."""
         self._delete(stream, batches)
         self._note(stream, batches, why)
         if self._policy.uplinks:
-            for run in _neighbours(batches):
+            for run in retention.neighbours(batches):
                 self._leave_gap(stream, run, why)
 
     def _note(self, stream: int, batches: list[Found], why: str) -> None:
-        for run in _neighbours([batch for batch in batches if not batch.gap]):
+        for run in retention.neighbours([batch for batch in batches if not batch.gap]):
             n = run[-1].end - run[0].seq_first
             retention.note_dropped(self._db, stream, run[0].seq_first, n, why, self.books.boot, self.books.mono_ns())
 
@@ -314,14 +338,13 @@ class Upkeep:
         ).fetchone()
         if before is not None and before[4] and self._codec.decode_gap(before[5])[1].why == why:
             gap = Found(*before[:5])
-            if gap.end == first and end - gap.seq_first <= MAX_GAP:
+            if gap.end == first and end - gap.seq_first <= retention.MAX_GAP:
                 self._delete(stream, [gap])
                 first = gap.seq_first
         name = next(name for name, id_ in self._state.ids.items() if id_ == stream)
         header = Header(
-            self._state.epoch, name, first, end - first, BatchKind.GAP, "", self._clock.boot,
-            self._clock.wall_offset_ns(), self._clock.wall_error_ns,
-        )  # fmt: skip
+            self._state.epoch, name, first, end - first, BatchKind.GAP, "", self._clock.boot, *self._clock.wall()
+        )
         blob = self._codec.encode_gap(
             header, Gap(why, self._state.kinds[name], self._clock.boot, self._clock.mono_ns())
         )
@@ -345,13 +368,12 @@ class Upkeep:
         self._db.executemany("INSERT OR REPLACE INTO watermark VALUES (?, ?, ?)", moved)
         self._moving = {uplink: dict(watermark) for uplink, watermark in confirmed.items()}
 
-    def _repack(self, confirmed: Confirmed) -> None:
+    def _repack(self) -> None:
         for name, stream in self._state.ids.items():
-            below = lowest(confirmed, self._policy.uplinks, name)
-            if self._state.kinds[name] is not BatchKind.SAMPLES or not below:
+            if self._state.kinds[name] is not BatchKind.SAMPLES:
                 continue
             (packed,) = self._db.execute("SELECT packed FROM stream WHERE id = ?", (stream,)).fetchone()
-            now, batches, size = repack(self._db, self._codec, name, stream, packed, below)
+            now, batches, size = repack(self._db, self._codec, name, stream, packed, self._state.next_seq[name])
             if now != packed:
                 self._db.execute("UPDATE stream SET packed = ? WHERE id = ?", (now, stream))
                 before = self._less.get(stream, (0, 0))
@@ -373,14 +395,3 @@ class Upkeep:
                     "DELETE FROM rollup WHERE stream = ? AND boot = ? AND minute < ?",
                     (stream, boot, (self.books.life_ns() - keep_ns - offset) // MINUTE_NS),
                 )
-
-
-def _neighbours(batches: list[Found]) -> list[list[Found]]:
-    """Split into runs without a hole, none longer than a gap may be."""
-    runs: list[list[Found]] = []
-    for batch in batches:
-        if runs and runs[-1][-1].end == batch.seq_first and batch.end - runs[-1][0].seq_first <= MAX_GAP:
-            runs[-1].append(batch)
-        else:
-            runs.append([batch])
-    return runs

@@ -26,8 +26,8 @@ class Group:
     Attributes:
         since: loop time of the oldest thing in it.
         steady: it is part of a steady flow.
-        pieces: frames of nodes in it, about.
-        urgent: an event is in it.
+        pieces: source -> frames of a node in it, about.
+        urgent: an event is in it, or as much of a node as its ring can bear.
     """
 
     __slots__ = ("bytes", "done", "marks", "pieces", "rows", "samples", "since", "steady", "urgent")
@@ -39,7 +39,8 @@ class Group:
         self.samples: dict[str, list[Sample]] = {}
         self.rows: dict[tuple[str, BatchKind], list[bytes]] = {}
         self.marks: dict[str, Mark] = {}
-        self.bytes = self.pieces = 0
+        self.pieces: dict[str, int] = {}
+        self.bytes = 0
         self.urgent = False
 
 
@@ -51,6 +52,16 @@ class Mend:
         self.done = done
 
 
+class Unfit:
+    """Readings or rows too large for an uplink's broker, to be noted; `done` is whether that was new."""
+
+    def __init__(self, stream: str, seq_first: int, n: int, done: asyncio.Future[bool]) -> None:
+        self.stream = stream
+        self.seq_first = seq_first
+        self.n = n
+        self.done = done
+
+
 class Told(Protocol):
     """Who is told what became of the work, in the event loop."""
 
@@ -59,6 +70,7 @@ class Told(Protocol):
     def accepted(self) -> None: ...
     def dropping(self, on: bool, dropped: int) -> None: ...
     def mended(self, work: Mend, lost: int, error: StoreError | None) -> None: ...
+    def noted(self, work: Unfit, new: bool) -> None: ...
 
 
 class Writer:
@@ -75,7 +87,7 @@ class Writer:
         self._loop = loop
         self._told = told
         self._confirmed = confirmed
-        self._work: queue.SimpleQueue[Group | Mend | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[Group | Mend | Unfit | None] = queue.SimpleQueue()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._dropping = False
@@ -83,7 +95,7 @@ class Writer:
     def start(self) -> None:
         self._thread.start()
 
-    def put(self, work: Group | Mend) -> None:
+    def put(self, work: Group | Mend | Unfit) -> None:
         """Hand over; of groups one at a time."""
         self._work.put(work)
 
@@ -100,6 +112,9 @@ class Writer:
         while (work := self._work.get()) is not None:
             if isinstance(work, Mend):
                 self._mend(work)
+                continue
+            if isinstance(work, Unfit):
+                self._note(work)
                 continue
             started = time.perf_counter()
             batches = self._write_stubbornly(work)
@@ -162,3 +177,9 @@ class Writer:
             suspect(self._tables.path)
             error = StoreError(f"{self._tables.path}: damaged: {fault}", hint="start again: it is rebuilt")
         self._loop.call_soon_threadsafe(self._told.mended, work, lost, error)
+
+    def _note(self, work: Unfit) -> None:
+        new = False
+        with contextlib.suppress(sqlite3.Error):  # a full disk: the consumer's own ledger has it all the same
+            new = self._tables.upkeep.unfit(work.stream, work.seq_first, work.n)
+        self._loop.call_soon_threadsafe(self._told.noted, work, new)

@@ -36,6 +36,7 @@ class Account:
     keepalive_s: int = 15
     window: int = 50
     backoff_max_s: float = 120.0
+    max_packet: int = 0  # bytes that the broker takes, header included; 0: nobody has said
     username: str = ""
     password: Callable[[], str] | None = None
     ca_file: str = ""

@@ -50,9 +50,11 @@ class Store(Protocol):
     def head(self) -> int: ...
 
     async def read_after(self, batch_id: int) -> list[Batch]: ...
+    async def fit(self, batch: Batch, largest: int) -> list[Batch]: ...
     async def rewind_point(self, watermark: Mapping[str, int]) -> int: ...
     def confirm(self, watermark: Mapping[str, int]) -> None: ...
     def confirmed(self) -> Mapping[str, int]: ...
+    def sending(self, stream: str, seq: int) -> None: ...
 
 
 class Backlog:
@@ -62,6 +64,7 @@ class Backlog:
         send: publishes a batch; False when it could not.
         room: whether `send` may be called now.
         bucket: how fast what is read back from the disk may go; without limit when left out.
+        largest: bytes that a batch of this stream may have, 0 without limit; may change with every connection.
 
     Attributes:
         on_idle: called when everything that waited has been sent.
@@ -73,11 +76,13 @@ class Backlog:
         send: Callable[[Batch], bool],
         room: Callable[[], bool],
         bucket: TokenBucket | None = None,
+        largest: Callable[[str], int] = lambda _: 0,
     ) -> None:
         self._store = store
         self._send = send
         self._room = room
         self._bucket = bucket or TokenBucket(0, 0)
+        self._largest = largest
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
         self._rewind_to: Mapping[str, int] | None = None
@@ -93,6 +98,9 @@ class Backlog:
         self._timer: asyncio.TimerHandle | None = None
         self._wait_s = SILENCE_S
         self._heard_at = 0.0
+        self._mark: Mapping[str, int] = {}  # what was sent at some moment since the last rewind
+        self._mark_due = 0.0  # when that ought to be confirmed, if anything sent later is
+        self._loss_s = SILENCE_S
         self._asking = False  # a question is due
         self._asked = False  # and this one has no answer yet
         self.on_idle: Callable[[], None] = lambda: None
@@ -165,6 +173,10 @@ class Backlog:
         fresh = self._fresh
         while fresh and self._room():
             batch = fresh[0]
+            if not self._fits(batch):  # cut in a thread, on the way from the disk
+                self._caught_up = False
+                self._forget_fresh()
+                break
             if not self._pass_on(batch):
                 return
             fresh.popleft()
@@ -200,10 +212,25 @@ class Backlog:
             if not batches:  # the newest were trimmed: nothing up to the head is left to send
                 self._cursor = self._store.head
             for batch in batches:
-                if not await self._turn() or not self._pass_on(batch):
+                if not await self._one(batch):
                     self._wake.set()
                     return
-                self._bucket.take(len(batch.blob))
+
+    async def _one(self, batch: Batch) -> bool:
+        """Send a batch that was read back, in parts where it is too large; False when it was not sent to its end."""
+        if self._watermark and self._watermark.get(batch.stream, 0) >= batch.seq_first + batch.n:
+            self._cursor = batch.id  # confirmed: only what else was sent at that time is lacking
+            return True
+        parts = [batch] if self._fits(batch) else await self._store.fit(batch, self._largest(batch.stream))
+        for part in parts:
+            if not await self._turn() or not self._pass_on(part):
+                return False
+            self._bucket.take(len(part.blob))
+        return True
+
+    def _fits(self, batch: Batch) -> bool:
+        largest = self._largest(batch.stream)
+        return not largest or len(batch.blob) <= largest
 
     async def _turn(self) -> bool:
         """Wait until the window and the bucket let the next one go; False when it shall not go."""
@@ -221,6 +248,7 @@ class Backlog:
         return not self._flowing or self._rewind_to is not None or self._unheard or self._asking
 
     def _pass_on(self, batch: Batch) -> bool:
+        self._store.sending(batch.stream, batch.seq_first + batch.n)
         if not self._send(batch):
             return False
         self._cursor = batch.id
@@ -228,6 +256,7 @@ class Backlog:
         self.sent += 1
         if self._timer is None:
             self._heard_at = self._loop.time()
+            self._take_mark()
             self._watch(self._wait_s)
         return True
 
@@ -249,6 +278,7 @@ class Backlog:
             return  # the next batch that is sent watches again
         left_s = self._heard_at + self._wait_s - self._loop.time()
         if left_s > 0:
+            self._look_for_lost(known)
             self._watch(left_s)
             return
         self._asking = True
@@ -257,18 +287,42 @@ class Backlog:
         self._watch(self._wait_s)
         self._wake.set()
 
+    def _look_for_lost(self, known: Mapping[str, int]) -> None:
+        """The consumer speaks. Does it lack something although it has confirmed what was sent later? Then it lost it.
+
+        One that is merely slow confirms in the order of sending: it gets its time.
+        """
+        mark = self._mark
+        if self._loop.time() < self._mark_due and mark:
+            return
+        lacks = any(known.get(stream, 0) < seq for stream, seq in mark.items())
+        if lacks and any(known.get(stream, 0) > mark.get(stream, 0) for stream in self._sent_to):
+            self._loss_s = min(2 * self._loss_s, SILENCE_MAX_S)
+            self._rewind(known)
+        elif not lacks:
+            if mark:
+                self._loss_s = SILENCE_S
+            self._take_mark()
+
+    def _take_mark(self) -> None:
+        self._mark, self._mark_due = dict(self._sent_to), self._loop.time() + self._loss_s
+
     async def _ask(self) -> None:
         """Send the first unconfirmed batch once more: whatever the consumer has or lacks, it answers with an ack."""
         batches = await self._store.read_after(await self._store.rewind_point(self._known()))
         if not batches and self._timer is not None:  # forgotten here since: there is nothing to ask with
             self._timer.cancel()
             self._timer = None
-        if batches and self._flowing and self._room() and self._send(batches[0]):
+        first = batches[:1]
+        if first and not self._fits(first[0]):
+            first = await self._store.fit(first[0], self._largest(first[0].stream))
+        if first and self._flowing and self._room() and self._send(first[0]):
             self._asked = True
 
     def _rewind(self, watermark: Mapping[str, int]) -> None:
         self._rewind_to = watermark
         self._caught_up = False
+        self._sent_to, self._mark = {}, {}
         self._forget_fresh()
         self._wake.set()
 

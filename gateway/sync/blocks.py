@@ -31,11 +31,33 @@ def _explained(folder: Path) -> Iterator[None]:
         raise StoreError(f"{folder}: {error.strerror}", hint="check the disk") from error
 
 
+_REMEMBERED = 100  # more files than there ever are in one folder
+
+
+class _Turns:
+    """In which order files were written, whatever the clock did meanwhile; those of earlier runs by their dates."""
+
+    def __init__(self) -> None:
+        self._turn: dict[str, int] = {}
+
+    def wrote(self, path: Path) -> None:
+        last = max(self._turn.values(), default=0)
+        self._turn.pop(path.name, None)
+        self._turn[path.name] = last + 1
+        if len(self._turn) > _REMEMBERED:
+            del self._turn[next(iter(self._turn))]
+
+    def age(self, path: Path) -> tuple[int, int]:
+        """A key that sorts the oldest first."""
+        return self._turn.get(path.name, 0), path.stat().st_mtime_ns
+
+
 class Bundles:
     """The folder of bundles that were sent here."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._turns = _Turns()
 
     def path(self, sha256: str) -> Path:
         return self._folder / f"{sha256}.octo"
@@ -58,6 +80,7 @@ class Bundles:
                 raise ControlError("more than the size that was told", hint="begin with the right size")
             if have == 0:
                 self._make_room(block.size)
+                self._turns.wrote(part)
             have += self._append(part, block.data)
             if have < block.size:
                 return Have(have)
@@ -98,7 +121,7 @@ class Bundles:
 
     def _make_room(self, size: int) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        parts = sorted(self._folder.glob("*.part"), key=lambda path: path.stat().st_mtime_ns)
+        parts = sorted(self._folder.glob("*.part"), key=self._turns.age)
         for path in parts[: max(0, len(parts) - MAX_PARTS + 1)]:
             path.unlink()
         taken = sum(path.stat().st_size for path in self._folder.iterdir())
@@ -116,6 +139,7 @@ class Blobs:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._turns = _Turns()
 
     def keep(self, data: bytes, media: str, name: str = "", seq: int = -1) -> Blob:
         """Keep it until it is one of the oldest.
@@ -129,11 +153,12 @@ class Blobs:
         sha256 = hashlib.sha256(data).hexdigest()
         with _explained(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            kept = sorted(self._folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+            kept = sorted(self._folder.iterdir(), key=self._turns.age)
             for path in kept[: max(0, len(kept) - MAX_BLOBS + 1)]:
                 path.unlink()
             part = self._folder / f"{sha256}.part"
             part.write_bytes(data)
+            self._turns.wrote(self._folder / sha256)
             part.rename(self._folder / sha256)  # no fsync: after a power cut its hash tells, and it is asked for anew
         return Blob(sha256, len(data), media, name, seq)
 

@@ -253,7 +253,7 @@ class Commands:
         if operation.once:
             late_ms = int(request.deadline) if request.deadline >= command.ABSOLUTE_FROM else 0
             try:
-                await asyncio.to_thread(self._journal.begin, request.id, waiting.digest, late_ms)
+                await asyncio.to_thread(self._journal.begin, request.id, waiting.digest, late_ms, self._wall_ms())
             except StoreError:
                 if operation.changes:
                     raise
@@ -301,6 +301,7 @@ class Link(Protocol):
 
     @property
     def room(self) -> bool: ...
+    def fits(self, topic: str, payload: bytes) -> bool: ...
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool: ...
 
 
@@ -351,7 +352,13 @@ class Port:
             self._report_due = not self._link.publish(self._reported, payload, qos=1, retain=True)
         while self._outbox and self._link.room:
             id, payload = next(iter(self._outbox.items()))
-            if not self._link.publish(f"{self._answers}/{id}", payload, qos=1):
+            topic = f"{self._answers}/{id}"
+            if not self._link.fits(topic, payload):
+                error = ControlError(
+                    f"the answer has {len(payload)} bytes, more than the broker takes", hint="ask for smaller blocks"
+                )
+                payload = command.encode(command.refused(id, error))
+            if not self._link.publish(topic, payload, qos=1):
                 return
             del self._outbox[id]
 

@@ -10,9 +10,10 @@ import struct
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from gateway.clock import Clock
 from gateway.contract import Inference, Sample, Schema
 from gateway.sync.sparkplug import DATATYPE_OF_CODE, DOUBLE, STRING, Metric, Value
-from gateway.sync.tags import Tags, newest_ns, wall_ms
+from gateway.sync.tags import Tags, newest_ns
 
 KEPT = 10_000  # records, shared out evenly to the devices; about 2 MB
 MESSAGE = 500  # metrics in one message, about 15 kB
@@ -24,9 +25,11 @@ class History:
     Args:
         devices: whose records are kept.
         interval_ns: of one stream at most one record is kept in this time.
+        clock: dates them, when they are taken.
     """
 
-    def __init__(self, devices: Sequence[str], interval_ns: int) -> None:
+    def __init__(self, devices: Sequence[str], interval_ns: int, clock: Clock) -> None:
+        self._clock = clock
         each = max(1, KEPT // max(1, len(devices)))
         self._kept: dict[str, deque[tuple[int, str, Schema | None, bytes | Inference]]] = {
             device: deque(maxlen=each) for device in devices
@@ -60,8 +63,8 @@ class History:
                 tag = tags.tags.get(name)
                 if tag is None or tag.datatype != datatype:
                     continue  # the node has another program by now: a host could not tell what this is
-                metric = Metric(datatype, value, alias=tag.alias, timestamp_ms=wall_ms(at), historical=True)
-                message.append(metric)
+                when = self._clock.told_ms(at)
+                message.append(Metric(datatype, value, alias=tag.alias, timestamp_ms=when, historical=True))
             if len(message) >= MESSAGE or (message and not kept):
                 yield message
                 message = []

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,13 +70,16 @@ class Journal:
             row = db.execute("SELECT digest, answer FROM command WHERE id = ?", (id,)).fetchone()
         return Entry(*row) if row else None
 
-    def begin(self, id: str, digest: str, late_ms: int) -> None:
-        """This id is about to be executed; `late_ms` is its deadline in UTC, or 0."""
+    def begin(self, id: str, digest: str, late_ms: int, now_ms: int | None = None) -> None:
+        """This id is about to be executed; `late_ms` is its deadline in UTC, or 0.
+
+        `now_ms` is the time in UTC, by which the deadlines of others may have passed; None: that is not known.
+        """
         with self._opened() as db:
             db.execute("INSERT OR REPLACE INTO command (id, digest, late_ms) VALUES (?, ?, ?)", (id, digest, late_ms))
             db.execute(
                 "DELETE FROM command WHERE number <= (SELECT max(number) FROM command) - ? AND late_ms < ?",
-                (REMEMBERED, time.time_ns() // 10**6),
+                (REMEMBERED, now_ms or 1),
             )
 
     def finish(self, id: str, answer: bytes) -> None:

@@ -9,12 +9,12 @@ test holds which statement of the specification.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from gateway.clock import Clock
 from gateway.contract import Event, Inference, LiveStatus, Sample, SourceState
 from gateway.sync import sparkplug
 from gateway.sync.bdseq import BirthCount
@@ -22,9 +22,10 @@ from gateway.sync.history import History
 from gateway.sync.hoststate import PrimaryHost
 from gateway.sync.mqtt import Message
 from gateway.sync.sparkplug import NAMESPACE, Metric, Received, Value
-from gateway.sync.tags import GONE, Tags, wall_ms
+from gateway.sync.tags import GONE, Tags
 
 REBIRTH = "Node Control/Rebirth"
+CLOCK_KNOWN = "Clock/known"
 COALESCE_S = 0.02  # what changes together is told together
 
 Write = Callable[[str, str, Value], None]
@@ -67,25 +68,28 @@ class Live:
         link: the connection; it calls `will`, `connecting`, `start`, `stop` and `message`.
         write: takes a command that fits a metric of a device.
         refuse: told of commands that do not.
+        clock: what timestamps say. Sparkplug has no message without one, so before the time of day is known they say
+            what the machine tells, and `Clock/known` of the node is false; nothing is sent as historical until then.
     """
 
-    def __init__(self, link: Link, setup: Setup, write: Write, refuse: Refuse) -> None:
+    def __init__(self, link: Link, setup: Setup, write: Write, refuse: Refuse, clock: Clock) -> None:
         self._link = link
         self._setup = setup
         self._write = write
         self._refuse = refuse
+        self._clock = clock
         self._loop = asyncio.get_running_loop()
         self._aliases = 0
-        self._node = Tags("", self._new_alias)
+        self._node = Tags("", self._new_alias, clock)
         for rule in setup.alarms:
-            self._node.put(f"Alarm/{rule}", sparkplug.BOOLEAN, False, time.monotonic_ns())
-        self._devices = {name: Tags(name, self._new_alias, lines) for name, lines in setup.devices.items()}
+            self._node.put(f"Alarm/{rule}", sparkplug.BOOLEAN, False, clock.mono_ns())
+        self._devices = {name: Tags(name, self._new_alias, clock, lines) for name, lines in setup.devices.items()}
         self._tags_of: dict[str, Tags] = {}  # stream -> its device
         self._device_of = {line: name for name, lines in setup.devices.items() for line in lines}
         self._count = BirthCount(setup.bdseq_file)
         self._host = PrimaryHost(setup.primary_host) if setup.primary_host else None
         interval_ns = int(setup.interval_s * 1e9)
-        self._history = History(tuple(setup.devices), interval_ns) if setup.flush_historical else None
+        self._history = History(tuple(setup.devices), interval_ns, clock) if setup.flush_historical else None
         self._state = "down"  # waiting, born
         self._bd_seq = self._seq = 0
         self._changed: set[str] = set()  # devices; "" is the node
@@ -201,6 +205,11 @@ class Live:
             self._node.put(f"Alarm/{event.name}", sparkplug.BOOLEAN, raised, event.stamp.mono_ns)
             self._touch("")
 
+    def clock_turned(self) -> None:
+        """The time of day has become known, or was set: every value is told once more, with its time as it is now."""
+        if self._state == "born":
+            self._birth()
+
     def _alive(self, tags: Tags) -> None:
         if tags.state is SourceState.STARTING:
             tags.turn(SourceState.OK)
@@ -236,7 +245,8 @@ class Live:
         self._disarm()
         self._state = "born"
         self._seq = 0
-        now = wall_ms(time.monotonic_ns())
+        now = self._now_ms()
+        self._node.put(CLOCK_KNOWN, sparkplug.BOOLEAN, self._known(), self._clock.mono_ns())
         control = [
             Metric(sparkplug.INT64, self._bd_seq, "bdSeq", timestamp_ms=now),
             Metric(sparkplug.BOOLEAN, False, REBIRTH, timestamp_ms=now),
@@ -252,12 +262,12 @@ class Live:
         self._send("DBIRTH", tags.birth(), tags.device)
 
     def _flush(self, tags: Tags) -> None:
-        if self._history is not None:
+        if self._history is not None and self._known():  # a historian would file it under 1970
             for metrics in self._history.take(tags):
                 self._send("DDATA", metrics, tags.device)
 
     def _send(self, kind: str, metrics: list[Metric], device: str = "") -> None:
-        payload = sparkplug.encode(metrics, time.time_ns() // 1_000_000, self._seq)
+        payload = sparkplug.encode(metrics, self._now_ms(), self._seq)
         self._seq = (self._seq + 1) % 256
         self._publish(kind, payload, device)
 
@@ -266,8 +276,14 @@ class Live:
             self._sent += 1
 
     def _death(self) -> bytes:
-        now = time.time_ns() // 1_000_000
+        now = self._now_ms()
         return sparkplug.encode([Metric(sparkplug.INT64, self._bd_seq, "bdSeq", timestamp_ms=now)], now, None)
+
+    def _known(self) -> bool:
+        return self._clock.wall_offset_ns() is not None
+
+    def _now_ms(self) -> int:
+        return self._clock.told_ms(self._clock.mono_ns())
 
     def _disarm(self) -> None:
         self._changed.clear()

@@ -22,6 +22,7 @@ from paho.mqtt.reasoncodes import ReasonCode
 from gateway.errors import UplinkError
 from gateway.sync import netlink
 from gateway.sync.account import CONNECT_S, Account, Message, dial, make_client, window_of
+from gateway.sync.packets import PacketLimit
 
 __all__ = ["Account", "Connection", "Message"]
 
@@ -55,6 +56,7 @@ class Connection:
         self.since = time.monotonic()
         self.connects = 0
         self.window = account.window
+        self.limit = PacketLimit(account.where, account.max_packet)
         self.on_up: Callable[[], None] = lambda: None
         self.on_down: Callable[[], None] = lambda: None
         self.on_message: Callable[[Message], object] = lambda _: None
@@ -66,7 +68,7 @@ class Connection:
         self._lost = asyncio.Event()
         self._again = ""  # why we leave ourselves, to connect anew at once
         self._publishing = False
-        self._inflight: dict[int, bool] = {}  # message id -> whether it has to be heard
+        self._inflight: dict[int, tuple[int, bool]] = {}  # message id -> bytes of the packet, must it be heard
         self._misc: asyncio.TimerHandle | None = None
         self._poked = asyncio.Event()
         self._attempt: asyncio.Timeout | None = None  # while the socket is being opened
@@ -88,9 +90,13 @@ class Connection:
         return self.state == "up" and len(self._inflight) < self.window
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False, heard: bool = False) -> bool:
-        """Send now; False when the connection is down (nothing is queued)."""
+        """Send now; False when the connection is down (nothing is queued), or for more than the broker takes."""
         client = self._client
         if client is None or self.state != "up":
+            return False
+        size = self.limit.size(topic, payload)
+        if not self.fits(topic, payload):  # the broker would end the connection
+            self.detail = f"{self.account.where}: {size} bytes on {topic} are more than it takes, {self.limit.packet}"
             return False
         self._publishing = True
         info = client.publish(topic, payload, qos=qos, retain=retain)
@@ -98,11 +104,15 @@ class Connection:
         if info.rc != paho.MQTT_ERR_SUCCESS:
             return False
         if qos:
-            self._inflight[info.mid] = heard
+            self._inflight[info.mid] = size, heard
         client.loop_write()  # now, and not by way of the selector, which is for what the socket does not take
         if client.want_write() and (sock := client.socket()) is not None:
             self._loop.add_writer(sock.fileno(), client.loop_write)
         return True
+
+    def fits(self, topic: str, payload: bytes) -> bool:
+        """Whether the broker takes a message of this size, as far as is known."""
+        return not self.limit.packet or len(payload) <= self.limit.room(topic)
 
     def subscribe(self, topic: str, qos: int = 1) -> None:
         if self._client is not None:
@@ -145,6 +155,7 @@ class Connection:
                     await self._goodbye()
                     self._down(why)
                     continue
+                self.limit.broken(max((size for size, _ in self._inflight.values()), default=0))
                 if time.monotonic() - self.since >= STABLE_S:
                     backoff = BACKOFF_MIN_S
                 self._down(self.detail or "the broker closed the connection")
@@ -163,6 +174,7 @@ class Connection:
         self._lost.clear()
         self._inflight.clear()
         accepted: asyncio.Future[Properties | None] = self._loop.create_future()
+        accepted.add_done_callback(lambda done: done.cancelled() or done.exception())  # not awaited if `_watch` raises
         account = self.account
         client = self._make(accepted)
         if self.state != "connecting":
@@ -177,6 +189,7 @@ class Connection:
         except TimeoutError as error:
             raise UplinkError(f"{account.where}: no CONNACK in {CONNECT_S:.0f} s") from error
         self.window = window_of(account, said)
+        self.limit.connected(said)
         # PUBACKs are worth a wake-up when they make room for half a window, not one by one; all else is longer
         sock = client.socket()
         if isinstance(sock, socket.socket):
@@ -283,7 +296,8 @@ class Connection:
         # paho holds its mutex here and publishing takes it: let it finish first
         if client is not self._client or mid not in self._inflight:
             return
-        matters = self._inflight.pop(mid)
+        size, matters = self._inflight.pop(mid)
+        self.limit.acknowledged(size)
         if code.is_failure:
             self.detail = f"{self.account.where}: the broker refuses a message: {code}"
         heard = not (code.is_failure or code.value == NO_MATCHING_SUBSCRIBERS)

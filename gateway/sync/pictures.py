@@ -21,7 +21,7 @@ from gateway.blocks import BLOCK, MAX_PICTURE, NAME, Block, PictureAck, count
 
 log = logging.getLogger("octogate")
 
-AHEAD = 4  # blocks beyond what the receiver has said
+AHEAD = 16  # blocks beyond what the receiver has said
 ANSWER_S = 10.0  # so long it has to say something; doubled each time it does not
 ANSWER_MAX_S = 300.0
 REFUSALS = 3  # whole files whose digest was wrong at the receiver: then the next picture's turn
@@ -69,13 +69,14 @@ class Shelf:
             file.write(name + "\n")
 
     def _waiting(self, skip: set[str]) -> list[str]:
+        """Oldest first: by the number in the name, for dates of files follow every step of the clock."""
         done, found = self._loaded(), []
         with contextlib.suppress(FileNotFoundError), os.scandir(self._folder) as entries:
             for entry in entries:
                 if NAME.fullmatch(entry.name) and entry.name not in done and entry.name not in skip:
                     with contextlib.suppress(FileNotFoundError):
-                        found.append((entry.stat().st_mtime_ns, entry.name))
-        return [name for _, name in sorted(found)]
+                        found.append((_number_of(entry.name), entry.stat().st_mtime_ns, entry.name))
+        return [name for _, _, name in sorted(found)]
 
     def _loaded(self) -> set[str]:
         """The notes, read once; those of pictures that are gone are forgotten on this occasion."""
@@ -92,6 +93,12 @@ class Shelf:
                 part.write_text("".join(f"{name}\n" for name in sorted(self._done)))
                 part.replace(self._notes)
         return self._done
+
+
+def _number_of(name: str) -> int:
+    """As gateway/store/pictures.py numbers them; -1 for one of an older version, which are in the order of their dates."""
+    digits = name.partition("-")[0]
+    return int(digits) if digits.isdecimal() and len(digits) >= 8 else -1
 
 
 class Pictures:

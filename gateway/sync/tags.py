@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from gateway.clock import Clock
 from gateway.contract import Inference, Sample, SourceState
 from gateway.sync.sparkplug import DATATYPE_OF_CODE, DOUBLE, GOOD, STALE, STRING, Metric, Value
 
 SOURCE_STATE = "Source/state"
 GONE = (SourceState.LOST, SourceState.FAILING)  # the device is dead to a host
-
-
-def wall_ms(mono_ns: int) -> int:
-    """A moment of this boot in ms since 1970, UTC, by the wall clock as it stands now.
-
-    Sparkplug has no way to say that a clock is not known to be right; the backlog plane does (`Stamp`).
-    """
-    return max(0, mono_ns + time.time_ns() - time.monotonic_ns()) // 1_000_000
 
 
 def newest_ns(sample: Sample) -> int:
@@ -51,21 +43,23 @@ class Tags:
         samples: the newest of each stream that has news; taken apart when it is time to report, not before.
 
     Args:
+        clock: dates them, at the moment they are told.
         pipelines: whose results belong here.
     """
 
-    def __init__(self, device: str, new_alias: Callable[[], int], pipelines: Iterable[str] = ()) -> None:
+    def __init__(self, device: str, new_alias: Callable[[], int], clock: Clock, pipelines: Iterable[str] = ()) -> None:
         self.device = device
         self._new_alias = new_alias
+        self._clock = clock
         self.tags: dict[str, Tag] = {}
         self.born = self.grown = self.stale = False
         self.state = SourceState.STARTING
         self.samples: dict[str, Sample] = {}
         if device:
-            self.put(SOURCE_STATE, STRING, str(self.state), time.monotonic_ns())
+            self.put(SOURCE_STATE, STRING, str(self.state), self._clock.mono_ns())
         for pipeline in pipelines:  # a birth names everything that will ever come, known yet or not
-            self.put(f"inference/{pipeline}/label", STRING, None, time.monotonic_ns())
-            self.put(f"inference/{pipeline}/score", DOUBLE, None, time.monotonic_ns())
+            self.put(f"inference/{pipeline}/label", STRING, None, self._clock.mono_ns())
+            self.put(f"inference/{pipeline}/score", DOUBLE, None, self._clock.mono_ns())
 
     @property
     def here(self) -> bool:
@@ -76,7 +70,7 @@ class Tags:
         """The source is in another state."""
         self.state = state
         self.stale = state is SourceState.SILENT
-        self.put(SOURCE_STATE, STRING, str(state), time.monotonic_ns())
+        self.put(SOURCE_STATE, STRING, str(state), self._clock.mono_ns())
 
     def inference(self, inference: Inference) -> None:
         prefix, at = f"inference/{inference.pipeline}", inference.stamp.mono_ns
@@ -109,7 +103,7 @@ class Tags:
         for tag in sorted(self.tags.values(), key=_age):
             tag.sent, tag.sent_quality = tag.value, self._quality(tag)
             quality = None if tag.sent_quality == GOOD else tag.sent_quality
-            at = wall_ms(tag.mono_ns)
+            at = self._clock.told_ms(tag.mono_ns)
             metrics.append(Metric(tag.datatype, tag.value, tag.name, tag.alias, at, tag.unit, quality))
         self.grown = False
         self.born = True
@@ -124,7 +118,7 @@ class Tags:
                 continue
             told = None if quality == tag.sent_quality else quality
             tag.sent, tag.sent_quality = tag.value, quality
-            at = wall_ms(tag.mono_ns)
+            at = self._clock.told_ms(tag.mono_ns)
             metrics.append(Metric(tag.datatype, tag.value, alias=tag.alias, timestamp_ms=at, quality=told))
         return metrics
 

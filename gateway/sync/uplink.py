@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 
 from gateway import blocks
+from gateway.clock import Clock
 from gateway.config import Config, LiveTable, UplinkTable
 from gateway.contract import Batch, Event, Inference, Sample, SourceState, UplinkStatus, topic_ack, topic_up
 from gateway.errors import UplinkError
@@ -39,15 +40,20 @@ class Uplink:
         write: Write,
         refuse: Refuse,
         commands: Commands | None = None,
+        *,
+        clock: Clock,
     ) -> None:
         self.name = table.name
         self._gateway, self._prefix = config.gateway.id, table.prefix
         self._connection = connection = Connection(_account(config, table))
         rate = table.backlog_kib_s * 1024
-        self._backlog = Backlog(store, self._send, lambda: connection.room, TokenBucket(rate, rate * BURST_S))
+        self._backlog = Backlog(
+            store, self._send, lambda: connection.room, TokenBucket(rate, rate * BURST_S), self._largest
+        )
         self._pictures: Pictures | None = None
-        if table.pictures == "events":
-            shelf = Shelf(config.data_dir / "pictures", config.data_dir / f"pictures-{table.name}.sent")
+        if table.pictures != "none":
+            folder = "pictures" if table.pictures == "events" else "thumbnails"
+            shelf = Shelf(config.data_dir / folder, config.data_dir / f"{folder}-{table.name}.sent")
             self._pictures = Pictures(shelf, self._send_block, self._room_for_pictures)
             self._backlog.on_idle = self._pictures.push
         self._live: Live | None = None
@@ -56,7 +62,7 @@ class Uplink:
             if table.live.primary_host:  # it may send the edge node away, but not the backlog: docs/decisions.md
                 account = connection.account
                 self._live_connection = Connection(replace(account, client_id=f"{account.client_id}-live"))
-            self._live = live = Live(self._live_connection, live_setup(config, table, table.live), write, refuse)
+            self._live = live = Live(self._live_connection, live_setup(config, table, table.live), write, refuse, clock)
             self._live_connection.will = live.will
             self._live_connection.on_connecting = live.connecting
             if self._live_connection is not connection:
@@ -70,7 +76,7 @@ class Uplink:
         self._port: Port | None = None
         if commands is not None and table.commands:
             keys = [config.path(key) for key in table.command_keys]
-            self._port = Port(commands, self._gateway, connection, keys=keys)
+            self._port = Port(commands, self._gateway, connection, root=table.prefix, keys=keys)
         self._grace: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
@@ -108,8 +114,16 @@ class Uplink:
         if self._live is not None:
             self._live.event(event)
 
+    def clock_turned(self) -> None:
+        """The time of day has become known, or was set."""
+        if self._live is not None:
+            self._live.clock_turned()
+        self._connection.poke()  # a certificate that was not valid yet may be so now
+        if self._live_connection is not self._connection:
+            self._live_connection.poke()
+
     def picture_kept(self) -> None:
-        """The folder of pictures has one more."""
+        """The folder of pictures, or that of thumbnails, has one more."""
         if self._pictures is not None:
             self._pictures.kept()
 
@@ -184,6 +198,10 @@ class Uplink:
             topic_up(self._gateway, batch.stream, self._prefix), batch.blob, qos=1, heard=True
         )
 
+    def _largest(self, stream: str) -> int:
+        """Bytes that a batch may have here; 0 without limit."""
+        return self._connection.limit.room(topic_up(self._gateway, stream, self._prefix))
+
     def _send_block(self, block: blocks.Block) -> bool:
         topic = blocks.topic_block(self._gateway, block.name, block.number, self._prefix)
         return self._connection.publish(topic, block.to_payload(), qos=1)
@@ -234,6 +252,7 @@ def _account(config: Config, table: UplinkTable) -> Account:
         keepalive_s=table.keepalive_s,
         window=table.window,
         backoff_max_s=table.backoff_max_s,
+        max_packet=table.max_packet_kib << 10,
         username=table.username,
         password=password if table.password_file else None,
         ca_file=absolute(table.ca_file),

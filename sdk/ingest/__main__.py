@@ -17,9 +17,9 @@ from urllib.parse import parse_qs, urlsplit
 from gateway.contract import TOPIC_ROOT
 from gateway.errors import ConfigError, OctogateError
 from sdk.ingest import ledger
+from sdk.ingest.batches import StreamLedger
 from sdk.ingest.broker import Account
 from sdk.ingest.consumer import Ingest, open_sink
-from sdk.ingest.store import StreamLedger
 from sdk.ingest.webhook import Webhook
 
 OK, FAILED, MISUSED = 0, 1, 2

@@ -73,6 +73,15 @@ class Arrived:
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """A batch that waits in the database."""
+
+    stream: int
+    seq_first: int
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
 class Gap:
     """A range that the gateway has no more: dropped by its policy, or damaged on its disk.
 
@@ -80,11 +89,13 @@ class Gap:
         why: the gateway's own words, shortened.
         when_ns: when it was dropped, UTC nanoseconds; None when the gateway did not know.
         kind: what it was.
+        there: it is no gap: the rows are in the tables, under the epoch before the gateway's spool was rebuilt.
     """
 
     why: str
     when_ns: int | None
     kind: BatchKind = BatchKind.SAMPLES
+    there: bool = False
 
 
 Content = Sample | list[bytes] | Gap
@@ -220,7 +231,8 @@ class Take:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A run of sequence numbers of one fate: `taken`, `dropped` by the gateway's policy, or `missing`."""
+    """A run of sequence numbers of one fate: `taken`, `dropped` by the gateway's policy, `missing`, or `there`
+    under an epoch before."""
 
     stream: int
     first: int
@@ -234,6 +246,33 @@ class Span:
     def tag(self) -> str:
         """Runs of the same tag that touch are one run."""
         return "\n".join((self.state, self.boot, self.why))
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLedger:
+    """What became of one stream, counted in readings or rows.
+
+    Attributes:
+        next_seq: the watermark: everything before it is committed, dropped, missing or there.
+        there: committed under another epoch, before the gateway's spool was damaged and rebuilt.
+        waiting: readings that came but wait for a hole to be filled.
+        hole: first and end of that hole; None when nothing waits.
+        rows: rows really in the tables; None unless they were counted.
+    """
+
+    gateway: str
+    epoch: str
+    stream: str
+    kind: str
+    next_seq: int
+    committed: int
+    there: int
+    dropped: int
+    missing: int
+    waiting: int
+    hole: tuple[int, int] | None
+    rows: int | None
+    runs: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)

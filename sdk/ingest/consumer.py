@@ -9,6 +9,7 @@ through, and however many consumers share the work. docs/ingest.md says why.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ COMMIT_S = 0.05  # batches that arrive within this time share a commit and an ac
 MAX_BATCHES = 256  # a commit
 MAX_HELD_BYTES = 64 << 20  # of batches that wait for the store; what comes beyond is let go and asked for again
 WATCH_S = 2.0
+DRAIN_S = 2.0  # for what has arrived, when the consumer is closed
 PATIENCE_S = 2.0  # how long a hole may wait for the consumer that has what fills it
 RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -55,6 +57,8 @@ class Ingest:
         self._announce = False
         self._up_at = float("inf")
         self._wake = asyncio.Event()
+        self._taken = asyncio.Event()  # everything that has arrived is committed
+        self._taken.set()
         self._process = secrets.token_hex(8)
 
     @classmethod
@@ -69,7 +73,7 @@ class Ingest:
         account: Account | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> AsyncIterator[Ingest]:
-        """Consume gateways' backlog from a broker until the block is left.
+        """Consume gateways' backlog from a broker until the block is left; what has arrived by then is committed.
 
         Args:
             path: the SQLite file, or
@@ -93,6 +97,9 @@ class Ingest:
                 try:
                     async with ingest.broker.connected():
                         yield ingest
+                        if not ingest.trouble:
+                            with contextlib.suppress(TimeoutError):
+                                await asyncio.wait_for(ingest._taken.wait(), DRAIN_S)
                 finally:
                     for task in running:
                         task.cancel()
@@ -121,6 +128,7 @@ class Ingest:
             return
         self._held += len(message.payload)
         self._pending.append((message, batch))
+        self._taken.clear()
         self._wake.set()
 
     # --- committing -------------------------------------------------------------------------------------------
@@ -131,12 +139,12 @@ class Ingest:
             self._wake.clear()
             if self._announce:
                 await self._stubbornly(self._announce_all)
-            if not self._pending:
-                continue
-            if len(self._pending) < MAX_BATCHES:
+            if self._pending and len(self._pending) < MAX_BATCHES:
                 await asyncio.sleep(COMMIT_S)
             while self._pending:
                 await self._stubbornly(self._commit)
+            await self._stubbornly(self._date)
+            self._taken.set()
 
     async def _stubbornly(self, work: Callable[[], Awaitable[None]]) -> None:
         """Do it, however often the store says no."""
@@ -155,6 +163,11 @@ class Ingest:
                     self.trouble = ""
                     self._say("committing again, nothing was lost")
                 return
+
+    async def _date(self) -> None:
+        """A part of what is to be dated, then whatever has arrived meanwhile."""
+        if await self.table.dating.step():
+            self._wake.set()
 
     async def _announce_all(self) -> None:
         self._announce = False
@@ -187,6 +200,7 @@ class Ingest:
             try:
                 if await self.table.sink.beat(self._process):
                     self._say("another consumer has ended: every gateway sends what it may have had")
+                    self.table.dating.look_again()
                     self._publish(await self.table.renew(None, force=True))
                 if stuck := await self.table.sink.stuck(PATIENCE_S):
                     self._publish(await self.table.renew(stuck))

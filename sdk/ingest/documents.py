@@ -8,35 +8,53 @@ from typing import Any
 import msgspec
 
 from gateway.contract import Event, Inference, Stamp
+from gateway.store.columns import Header
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+class _Stamped(msgspec.Struct, frozen=True):
+    stamp: Stamp
+
+
+_stamped = msgspec.json.Decoder(_Stamped).decode
 _event = msgspec.json.Decoder(Event).decode
 _inference = msgspec.json.Decoder(Inference).decode
 _MAX_BIGINT = (1 << 63) - 1
 
 
-def event_row(row: bytes) -> tuple[Any, ...]:
+def event_row(row: bytes, header: Header) -> tuple[Any, ...]:
     """(at, mono_ns, boot, name, origin, state, severity, message, detail, value), see postgres_schema.py."""
     try:
         event = _event(row)
-        at, mono_ns, boot = _stamp(event.stamp)
+        at, mono_ns, boot = _stamp(event.stamp, header)
     except (ValueError, OverflowError):  # msgspec's errors are ValueErrors
         return (*([None] * 9), text(row))
     words = map(_clean, (event.name, event.origin, event.state, str(event.severity), event.message))
     return (at, mono_ns, boot, *words, _json(event.detail), text(row))
 
 
-def inference_row(row: bytes) -> tuple[Any, ...]:
+def inference_row(row: bytes, header: Header) -> tuple[Any, ...]:
     """(at, mono_ns, boot, model, bundle, backend, took_us, input_seq, label, score, result, value)."""
     try:
         seen = _inference(row)
-        at, mono_ns, boot = _stamp(seen.stamp)
+        at, mono_ns, boot = _stamp(seen.stamp, header)
         numbers = (_bigint(seen.took_us), _bigint(seen.input_seq))
     except (ValueError, OverflowError):
         return (*([None] * 11), text(row))
     words = map(_clean, (seen.model, seen.bundle, seen.backend))
     label, score = _clean(seen.result.label), seen.result.score
     return (at, mono_ns, boot, *words, *numbers, label, score, _json(seen.result), text(row))
+
+
+def late_wall_ns(row: bytes, header: Header) -> int | None:
+    """The time of a row that was stamped before the time of day was known, and committed after; None for all others."""
+    if header.wall_offset_ns is None or b'"wall_ns":null' not in row:
+        return None
+    try:
+        return _wall_ns(_stamped(row).stamp, header)
+    except (ValueError, OverflowError):
+        return None
 
 
 def text(row: bytes) -> str:
@@ -66,8 +84,16 @@ def _without_nul(value: Any) -> Any:
     return value
 
 
-def _stamp(stamp: Stamp) -> tuple[datetime.datetime | None, int, str]:
-    wall = None if stamp.wall_ns is None else _EPOCH + datetime.timedelta(microseconds=stamp.wall_ns // 1000)
+def _wall_ns(stamp: Stamp, header: Header) -> int | None:
+    """The stamp's own time of day, or what the batch knew when it was made, a moment later."""
+    if stamp.wall_ns is None and header.wall_offset_ns is not None and stamp.boot == header.boot:
+        return _bigint(stamp.mono_ns + header.wall_offset_ns)
+    return stamp.wall_ns
+
+
+def _stamp(stamp: Stamp, header: Header) -> tuple[datetime.datetime | None, int, str]:
+    wall_ns = _wall_ns(stamp, header)
+    wall = None if wall_ns is None else _EPOCH + datetime.timedelta(microseconds=wall_ns // 1000)
     return wall, _bigint(stamp.mono_ns), _clean(stamp.boot)
 
 

@@ -6,7 +6,7 @@ import datetime
 from collections.abc import Sequence
 from typing import Any
 
-from sdk.ingest.store import StreamLedger
+from sdk.ingest.batches import StreamLedger
 
 
 def whole(streams: Sequence[StreamLedger]) -> bool:
@@ -18,7 +18,7 @@ def _adds_up(stream: StreamLedger) -> bool:
     written_off = stream.missing - (stream.hole[1] - stream.hole[0] if stream.hole else 0)
     if stream.rows is not None and stream.rows != stream.committed:
         return False
-    return stream.committed + stream.dropped + written_off == stream.next_seq
+    return stream.committed + stream.there + stream.dropped + written_off == stream.next_seq
 
 
 def as_json(streams: Sequence[StreamLedger]) -> dict[str, Any]:
@@ -34,7 +34,8 @@ def _stream(stream: StreamLedger) -> dict[str, Any]:
     ]
     if stream.hole:
         runs.append({"seq_first": stream.hole[0], "seq_end": stream.hole[1], "state": "missing", "why": "not yet here"})
-    fields = ("gateway", "epoch", "stream", "kind", "next_seq", "committed", "dropped", "missing", "waiting", "rows")
+    sums = ("next_seq", "committed", "there", "dropped", "missing", "waiting", "rows")
+    fields = ("gateway", "epoch", "stream", "kind", *sums)
     return {name: getattr(stream, name) for name in fields} | {"ok": whole([stream]), "runs": runs}
 
 

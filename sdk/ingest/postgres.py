@@ -14,12 +14,14 @@ from typing import Any
 
 from gateway.contract import BatchKind, Sample, Schema
 from gateway.errors import StoreError
-from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Span, Take
+from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Parked, Span, StreamLedger, Take
 from sdk.ingest.copying import SIGNATURE, TRAILER, TYPES, copy_rows
+from sdk.ingest.dating import Dates
 from sdk.ingest.documents import event_row, inference_row
 from sdk.ingest.names import column_names, distinct, identifier, literal
+from sdk.ingest.postgres_dating import PostgresDates
 from sdk.ingest.postgres_schema import MIGRATIONS
-from sdk.ingest.store import Parked, Row, StreamLedger, UnfitError, acks_of, ledger_of
+from sdk.ingest.store import Row, UnfitError, acks_of, ledger_of
 
 try:
     import asyncpg
@@ -51,6 +53,7 @@ class PostgresSink:
         self._pool = pool
         self._own: ContextVar[Any] = ContextVar("transaction", default=None)
         self._shapes: dict[str, int] = {}
+        self.dates: Dates = PostgresDates(self.transaction, self._rows, self._many)
         self._views: set[tuple[str, str]] = set()
         self._speaker: Any = None  # the connection whose lock makes this consumer the webhook's speaker
 
@@ -227,7 +230,9 @@ class PostgresSink:
                 continue
             events = header.kind is BatchKind.EVENTS
             make = event_row if events else inference_row
-            documents[events] += [(take.stream, take.first + i, *make(row)) for i, row in enumerate(held[take.skip :])]
+            documents[events] += [
+                (take.stream, take.first + i, *make(row, header)) for i, row in enumerate(held[take.skip :])
+            ]
         return copies, documents[True], documents[False], written
 
     async def advance(self, cursors: Mapping[int, Cursor], runs: Sequence[Span]) -> None:

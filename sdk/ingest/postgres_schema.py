@@ -87,4 +87,23 @@ MIGRATIONS = (
         hook text NOT NULL, stream bigint NOT NULL, next_seq bigint NOT NULL, PRIMARY KEY (hook, stream)
     )
     """,
+    # boot: how far UTC is from the monotonic time of a gateway's boot; undated: rows that wait for a better word of it
+    """
+    CREATE TABLE octogate.boot (
+        gateway text NOT NULL,
+        boot text NOT NULL,
+        offset_ns bigint NOT NULL,
+        error_ns bigint NOT NULL,
+        trust smallint NOT NULL,
+        PRIMARY KEY (gateway, boot)
+    );
+    CREATE TABLE octogate.undated (
+        stream bigint NOT NULL,
+        trust smallint NOT NULL,
+        seq_first bigint NOT NULL,
+        seq_end bigint NOT NULL,
+        boot text NOT NULL,
+        PRIMARY KEY (stream, trust, seq_first)
+    ) WITH (fillfactor = 50)
+    """,
 )

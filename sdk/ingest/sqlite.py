@@ -21,10 +21,13 @@ from typing import Any, TypeVar
 from gateway.contract import Sample, Schema
 from gateway.errors import StoreError
 from gateway.store.columns import expand
-from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Span, Take
+from sdk.ingest.batches import Ack, Arrived, Content, Cursor, Gap, Key, Parked, Span, StreamLedger, Take
+from sdk.ingest.dating import Dates
+from sdk.ingest.documents import late_wall_ns
 from sdk.ingest.names import column_names, distinct, identifier, literal
+from sdk.ingest.sqlite_dating import SqliteDates
 from sdk.ingest.sqlite_schema import MIGRATIONS
-from sdk.ingest.store import Parked, Row, StreamLedger, UnfitError, acks_of, ledger_of
+from sdk.ingest.store import Row, UnfitError, acks_of, ledger_of
 
 BACKOFF_S, BACKOFF_MAX_S = 2.0, 60.0  # how long a gateway that was asked to go back is left alone
 FAR = (1 << 63) - 1
@@ -45,6 +48,7 @@ class SqliteSink:
         self._shapes: set[tuple[str, str]] = set()
         self._specs: dict[int, str] = {}
         self._lock = -1
+        self.dates: Dates = SqliteDates(self.transaction, lambda work: self._run(lambda: work(self._db)))
         try:
             if read_only:
                 self._db = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, check_same_thread=False)
@@ -320,7 +324,7 @@ def _rows(take: Take) -> list[tuple[int, int, int | None, int | None, str]]:
             if i >= take.skip
         ]
     return [
-        (take.stream, header.seq_first + i, None, None, row.decode(errors="replace"))
+        (take.stream, header.seq_first + i, None, late_wall_ns(row, header), row.decode(errors="replace"))
         for i, row in enumerate(held)
         if i >= take.skip
     ]

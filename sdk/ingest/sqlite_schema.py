@@ -84,4 +84,39 @@ MIGRATIONS = (
         FROM stream s JOIN reading r ON r.stream = s.id WHERE s.kind = 'inferences' AND json_valid(r.value);
     INSERT INTO view VALUES ('v_event', '', ''), ('v_inference', '', '')
     """,
+    # boot: how far UTC is from the monotonic time of a gateway's boot; undated: rows that wait for a better word of it
+    """
+    CREATE TABLE boot (
+        gateway TEXT NOT NULL,
+        boot TEXT NOT NULL,
+        offset_ns INTEGER NOT NULL,
+        error_ns INTEGER NOT NULL,
+        trust INTEGER NOT NULL,
+        PRIMARY KEY (gateway, boot)
+    );
+    CREATE TABLE undated (
+        stream INTEGER NOT NULL,
+        trust INTEGER NOT NULL,
+        seq_first INTEGER NOT NULL,
+        seq_end INTEGER NOT NULL,
+        boot TEXT NOT NULL,
+        PRIMARY KEY (stream, trust, seq_first)
+    );
+    DROP VIEW v_event;
+    DROP VIEW v_inference;
+    CREATE VIEW v_event AS SELECT s.gateway, s.epoch, s.stream, r.seq,
+        json_extract(r.value, '$.name') AS name, json_extract(r.value, '$.origin') AS origin,
+        json_extract(r.value, '$.state') AS state, json_extract(r.value, '$.severity') AS severity,
+        coalesce(r.wall_ns, json_extract(r.value, '$.stamp.wall_ns')) AS wall_ns,
+        json_extract(r.value, '$.message') AS message, json_extract(r.value, '$.detail') AS detail
+        FROM stream s JOIN reading r ON r.stream = s.id WHERE s.kind = 'events' AND json_valid(r.value);
+    CREATE VIEW v_inference AS SELECT s.gateway, s.epoch, s.stream, r.seq,
+        json_extract(r.value, '$.pipeline') AS pipeline, json_extract(r.value, '$.model') AS model,
+        json_extract(r.value, '$.bundle') AS bundle, json_extract(r.value, '$.backend') AS backend,
+        coalesce(r.wall_ns, json_extract(r.value, '$.stamp.wall_ns')) AS wall_ns,
+        json_extract(r.value, '$.took_us') AS took_us,
+        json_extract(r.value, '$.result.label') AS label, json_extract(r.value, '$.result.score') AS score,
+        json_extract(r.value, '$.result') AS result
+        FROM stream s JOIN reading r ON r.stream = s.id WHERE s.kind = 'inferences' AND json_valid(r.value)
+    """,
 )

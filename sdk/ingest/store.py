@@ -17,7 +17,25 @@ from typing import Any, Protocol
 
 from gateway.errors import StoreError
 from gateway.store.columns import Codec, read_header
-from sdk.ingest.batches import Ack, Arrived, Content, Counts, Cursor, Gap, Key, Plan, Span, Take, content, plan, spans
+from sdk.ingest.batches import (
+    Ack,
+    Arrived,
+    Content,
+    Counts,
+    Cursor,
+    Gap,
+    Key,
+    Parked,
+    Plan,
+    Span,
+    StreamLedger,
+    Take,
+    content,
+    plan,
+    spans,
+)
+from sdk.ingest.dating import Dates, Dating
+from sdk.ingest.rebuilt import without_repeats
 
 MAX_PARKED = 512  # batches of one stream that wait for a hole to be filled
 GIVE_UP_S = 300.0  # a hole that stayed so long, with
@@ -28,40 +46,6 @@ class UnfitError(StoreError):
     """The store cannot hold what a batch says, however often it is tried."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """A batch that waits in the database."""
-
-    stream: int
-    seq_first: int
-    n: int
-
-
-@dataclass(frozen=True, slots=True)
-class StreamLedger:
-    """What became of one stream, counted in readings or rows.
-
-    Attributes:
-        next_seq: the watermark: everything before it is committed, dropped or missing.
-        waiting: readings that came but wait for a hole to be filled.
-        hole: first and end of that hole; None when nothing waits.
-        rows: rows really in the tables; None unless they were counted.
-    """
-
-    gateway: str
-    epoch: str
-    stream: str
-    kind: str
-    next_seq: int
-    committed: int
-    dropped: int
-    missing: int
-    waiting: int
-    hole: tuple[int, int] | None
-    rows: int | None
-    runs: tuple[Span, ...]
-
-
 Row = tuple[Any, ...]
 
 
@@ -69,6 +53,7 @@ class Sink(Protocol):
     """The statements of one store. Every method may raise StoreError, after which it may be called again."""
 
     name: str
+    dates: Dates
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
         """All or nothing, on disk when it is left; one at a time."""
@@ -165,6 +150,7 @@ class Table:
 
     def __init__(self, sink: Sink) -> None:
         self.sink = sink
+        self.dating = Dating(sink.dates)
         self.next: dict[Key, int] = {}  # at least so far each stream is; another consumer may be further
         self._ids: dict[Key, int] = {}
         self._epochs: dict[str, str] = {}
@@ -186,6 +172,7 @@ class Table:
         try:
             return await self._take(arrived, counts)
         except UnfitError:
+            self.dating.look_again()
             if len(arrived) == 1:  # its hole stays; who has the gateway's copy mended fills it
                 counts.refused += 1
                 return Taken()
@@ -193,6 +180,7 @@ class Table:
             one, other = await self.take(arrived[:middle], counts), await self.take(arrived[middle:], counts)
             return Taken(one.acks | other.acks, one.early | other.early, one.events or other.events)
         except StoreError:
+            self.dating.look_again()
             self.next, self._ids, self._epochs = {}, {}, {}  # it may have been restored meanwhile: ask it again
             raise
 
@@ -238,18 +226,21 @@ class Table:
                 expected = {id: cursor.next_seq for id, cursor in cursors.items()}
                 todo = plan(expected, [*offers, *map(_Offer.parked, waiting)])
                 fresh.repeated += sum(1 for offer in todo.repeated if offer.batch is not None)
-                takes = [await self._ready(offer, skip) for offer, skip in todo.takes]
+                ready = [await self._ready(offer, skip) for offer, skip in todo.takes]
+                takes = await without_repeats(sink, ready, todo.next)
                 fresh.rows += await sink.write(takes)
-                fresh.batches += len(takes)
-                fresh.dropped += sum(take.end - take.first for take in takes if isinstance(take.content, Gap))
+                fresh.batches += len(ready)
+                fresh.dropped += sum(take.end - take.first for take in takes if _is_gap(take))
                 moved, runs = _moved(cursors, takes)
                 await sink.advance(moved, runs)
+                await self.dating.note((offer.batch for offer in offers if offer.batch), takes)
                 if waiting:
                     await sink.unpark(moved)
                 await self._park(todo, waiting, fresh, taken)
                 taken.events = any(take.header.kind == "events" for take in takes)
             await sink.saw({g: e for g, e in epochs.items() if self._epochs.get(g) != e})
         self._epochs.update(epochs)
+        self.dating.committed()
 
     async def _know(self, opened: list[tuple[Arrived, Content]]) -> None:
         unknown = {
@@ -332,13 +323,18 @@ class _Offer:
         return self.batch.header.n if self.batch else self.waits.n if self.waits else 0
 
 
+def _is_gap(take: Take) -> bool:
+    return isinstance(take.content, Gap) and not take.content.there
+
+
 def _moved(cursors: Mapping[int, Cursor], takes: Sequence[Take]) -> tuple[dict[int, Cursor], list[Span]]:
     """The streams' new places, and the runs of the ledger that grew or began."""
     runs: dict[int, list[Span]] = {}
     for take in takes:
         held = take.content
         if isinstance(held, Gap):
-            run = Span(take.stream, take.first, take.end, "dropped", take.header.boot, held.why, held.when_ns)
+            state = "there" if held.there else "dropped"
+            run = Span(take.stream, take.first, take.end, state, take.header.boot, held.why, held.when_ns)
         else:
             run = Span(take.stream, take.first, take.end, "taken", take.header.boot)
         runs.setdefault(take.stream, []).append(run)
@@ -370,7 +366,7 @@ def ledger_of(
     parked = {stream: (first, n) for stream, first, n in waiting}
     made = []
     for id, gateway, epoch, stream, kind, next_seq in streams:
-        sums = {"taken": 0, "dropped": 0, "missing": 0}
+        sums = {"taken": 0, "there": 0, "dropped": 0, "missing": 0}
         for run in own.get(id, ()):
             sums[run.state] += run.end - run.first
         first, n = parked.get(id, (next_seq, 0))
@@ -379,8 +375,8 @@ def ledger_of(
         counted = None if rows is None else rows.get(id, 0)
         made.append(
             StreamLedger(
-                *(gateway, epoch, stream, kind, next_seq, sums["taken"], sums["dropped"], missing, int(n), hole),
-                *(counted, tuple(own.get(id, ()))),
+                *(gateway, epoch, stream, kind, next_seq, sums["taken"], sums["there"], sums["dropped"], missing),
+                *(int(n), hole, counted, tuple(own.get(id, ()))),
             )
         )
     return made

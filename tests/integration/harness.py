@@ -1,4 +1,4 @@
-"""The real parts that integration tests are made of: a broker, the daemon as a process, a consumer."""
+"""The real parts that integration tests are made of: a broker, a node, the daemon as a process, a consumer."""
 
 from __future__ import annotations
 
@@ -11,20 +11,23 @@ import signal
 import socket
 import sqlite3
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import iotcore
 
 from gateway.contract import GatewayStatus
 from gateway.control import Client
 from gateway.errors import ControlError
+from sdk.testing import MicroPythonNode
 
 ROOT = Path(__file__).parents[2]
 FIRMWARE = ROOT / "firmware_tools" / "node_firmware"
 MODELS = ROOT / "models"
 PATIENCE_S = 40.0
+COUNTS = "press/count"  # the stream of `node`: 0, 1, 2, ...
 _given: set[int] = set()
 
 
@@ -54,11 +57,45 @@ async def until(condition: Callable[[], bool], what: str, patience_s: float = PA
         raise AssertionError(f"not within {patience_s:g} s: {what}") from None
 
 
-class Daemon:
-    """`octogate run` as a process, started and killed as often as wanted."""
+def node(folder: Path, rate: int = 400, files: Mapping[str, bytes] | None = None, **settings: Any) -> MicroPythonNode:
+    """A node that counts its readings from 0 on, or what `settings` make of it."""
+    own = {"node": "press", "stream": "count", "sensor": "counter", "rate": rate, "frame": 10, "ring": 2000}
+    heap_kib = 1024 if files else 192
+    return MicroPythonNode(
+        FIRMWARE, folder / "node", folder / "tty", config=own | settings, files=files, heap_kib=heap_kib
+    )
 
-    def __init__(self, folder: Path, config: str) -> None:
+
+def config(
+    folder: Path, port: int | None = None, more: str = "[uplink.live]\n", *, gateway: str = "test", data: str = "data"
+) -> str:
+    """The config of a gateway that reads `node`; with a port it has an uplink there, of which `more` is the rest."""
+    return f"""
+[gateway]
+id = "{gateway}"
+data_dir = "{data}"
+[trust]
+keys = ["{MODELS / "keys" / "octogate-models.pub.pem"}"]
+[[source]]
+kind = "node"
+name = "press"
+port = "{folder / "tty"}"
+{"" if port is None else uplink(port)}{more}
+"""
+
+
+def uplink(port: int, more: str = "", table: str = "[uplink]") -> str:
+    return f'{table}\nhost = "127.0.0.1"\nport = {port}\nbackoff_max_s = 0.5\n{more}\n'
+
+
+class Daemon:
+    """`octogate run` as a process, started and killed as often as wanted; `module` is what is run."""
+
+    module = "gateway"
+
+    def __init__(self, folder: Path, config: str, env: dict[str, str] | None = None) -> None:
         self.folder = folder
+        self.env = env
         self.config = folder / "gateway.toml"
         self.config.write_text(config)
         self.log = folder / "log"
@@ -71,7 +108,10 @@ class Daemon:
     async def start(self) -> None:
         with self.log.open("ab") as log:
             self.process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "gateway", "run", "--config", str(self.config), stderr=log, cwd=ROOT
+                *(sys.executable, "-m", self.module, "run", "--config", str(self.config)),
+                stderr=log,
+                cwd=ROOT,
+                env=self.env,
             )
 
     async def kill(self) -> None:
@@ -105,9 +145,12 @@ class Daemon:
 
 
 @asynccontextmanager
-async def daemon(folder: Path, config: str) -> AsyncIterator[Daemon]:
+async def daemon(
+    folder: Path, config: str, module: str = "gateway", env: dict[str, str] | None = None
+) -> AsyncIterator[Daemon]:
     """A started daemon, killed at the end if it still runs."""
-    made = Daemon(folder, config)
+    made = Daemon(folder, config, env)
+    made.module = module
     await made.start()
     try:
         yield made
@@ -140,6 +183,30 @@ def delivered_count(db: Path, stream: str) -> int:
     with contextlib.closing(sqlite3.connect(db)) as table:
         row = table.execute("SELECT coalesce(max(next_seq), 0) FROM stream WHERE stream = ?", (stream,)).fetchone()
         return int(row[0])
+
+
+def count(db: Path, stream: str = COUNTS) -> int:
+    """How many readings the consumer has of a stream; 0 while its file is not made yet."""
+    with contextlib.suppress(sqlite3.Error):
+        return delivered_count(db, stream)
+    return 0
+
+
+def assert_whole(db: Path, at_least: int) -> None:
+    """Every reading of the node's counter from 0 on is there once, in order, under contiguous sequence numbers."""
+    rows = delivered(db, COUNTS)
+    assert len(rows) >= at_least
+    assert [seq for seq, _ in rows] == list(range(len(rows)))
+    assert [int(values[0]) for _, values in rows] == list(range(len(rows)))
+
+
+async def settled(gateway: Daemon, db: Path) -> int:
+    """Stop the daemon in good order, start it once more, and wait until the consumer has all of it."""
+    await gateway.end()
+    on_disk = stored(gateway.spool)[COUNTS]
+    await gateway.start()
+    await until(lambda: count(db) >= on_disk, "everything delivered")
+    return on_disk
 
 
 def open_fds(pid: int) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.campaign import Verdict, campaign, judge
+from bench.campaign import KINDS, Verdict, campaign, judge
+from tests.integration.machine import can_mount, faketime
 
 FAULTS = int(os.environ.get("OCTOGATE_FAULTS", "20"))
 
@@ -19,6 +20,10 @@ def test_whatever_breaks_every_reading_is_there_once_and_in_order(tmp_path: Path
     verdict = asyncio.run(campaign(tmp_path, broker, FAULTS, seed=FAULTS, protocol=protocol))
     print(verdict)
     assert sum(verdict.faults.values()) == FAULTS
+    possible = {"disk_filled": can_mount(), "clock_stepped": faketime() is not None}
+    assert verdict.left_out == tuple(kind for kind, can in possible.items() if not can)
+    assert min(verdict.faults[kind] for kind in KINDS if possible.get(kind, True)) >= FAULTS // len(KINDS)
+    assert (verdict.clock_jumps > 0) == (possible["clock_stepped"] and 2 * len(KINDS) < FAULTS)  # the steps were real
     assert verdict.rows >= verdict.stored > 100 * FAULTS  # it did stream in between
     assert (verdict.lost, verdict.doubled, verdict.inverted) == (0, 0, 0)
 

@@ -12,45 +12,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import paho.mqtt.client as paho
 import pytest
-from paho.mqtt.enums import CallbackAPIVersion
 
-from gateway import command
-from gateway.command import Answer, Have, Reported
+from gateway.command import Have, Reported
 from gateway.contract import SourceState
 from gateway.errors import ControlError, UplinkError
 from sdk.bundle import generate_key
-from sdk.client import Gateway, over_mqtt, over_socket
+from sdk.client import Gateway, over_socket
 from sdk.ingest import Ingest
-from sdk.testing import MicroPythonNode
-from tests.integration.harness import FIRMWARE, MODELS, ROOT, Daemon, broker, daemon, free_port, until
+from tests.integration.harness import MODELS, ROOT, Daemon, config, daemon, node, until
+from tests.integration.sites import GATEWAY, RECEIVER, Raw, site
 
-NODE = {"node": "press", "stream": "count", "sensor": "counter", "rate": 100, "frame": 10, "ring": 2000}
-
-
-def config(folder: Path, port: int, more: str = "") -> str:
-    return f"""
-[gateway]
-id = "test"
-data_dir = "data"
-[trust]
-keys = ["{MODELS / "keys" / "octogate-models.pub.pem"}"]
-[[source]]
-kind = "node"
-name = "press"
-port = "{folder / "tty"}"
-[uplink]
-host = "127.0.0.1"
-port = {port}
-backoff_max_s = 0.5
-commands = true
-{more}
-"""
-
-
-def node(folder: Path) -> MicroPythonNode:
-    return MicroPythonNode(FIRMWARE, folder / "node", folder / "tty", config=NODE)
+KINDS = pytest.mark.parametrize("kind", ["iotcore", "mosquitto"])  # the latter by TLS, with an access list
 
 
 async def well(gateway: Daemon) -> None:
@@ -67,14 +40,19 @@ def audited(db: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.timeout(120)
-def test_a_good_config_stays_and_what_breaks_health_is_reverted_by_itself(tmp_path: Path) -> None:
+@KINDS
+def test_a_good_config_stays_and_what_breaks_health_is_reverted_by_itself(tmp_path: Path, kind: str) -> None:
     async def scenario() -> None:
-        port, db = free_port(), tmp_path / "consumer.db"
-        text = config(tmp_path, port)
-        with broker(port):
-            async with Ingest.open(db, port=port), node(tmp_path), daemon(tmp_path, text) as gateway:
+        db = tmp_path / "consumer.db"
+        with site(kind, tmp_path) as at:
+            text = config(tmp_path, more=at.table)
+            async with (
+                Ingest.open(db, account=at.receiver),
+                node(tmp_path, rate=100),
+                daemon(tmp_path, text) as gateway,
+            ):
                 await well(gateway)
-                async with over_mqtt("test", "127.0.0.1", port) as remote:
+                async with at.remote() as remote:
                     good = text + "[store]\ncommit_ms = 30\n"
                     outcome = await remote.set_config(good, health_s=1.5, base=(await remote.config()).digest)
                     assert outcome.state == "good" and gateway.config.read_text() == good
@@ -83,7 +61,7 @@ def test_a_good_config_stays_and_what_breaks_health_is_reverted_by_itself(tmp_pa
                     assert (lost.state, lost.digest) == ("reverted", outcome.digest)
                     assert "source 'press' was ok" in lost.reason
                     # no way back to the broker: nobody can be asked, it reverts all the same
-                    cut = await remote.set_config(good.replace(f"port = {port}", "port = 9"), health_s=1)
+                    cut = await remote.set_config(good.replace(f"port = {at.port}", "port = 9"), health_s=1)
                     assert cut.state == "reverted" and "the uplink was up" in cut.reason
                     assert gateway.config.read_text() == good
                     await well(gateway)
@@ -103,23 +81,23 @@ def test_a_good_config_stays_and_what_breaks_health_is_reverted_by_itself(tmp_pa
         ]  # fmt: skip
         for row in rows:  # whatever was done stands there before and after it
             if row["name"] == "command.done":
-                at = rows.index(row)
+                i = rows.index(row)
                 assert any(r["name"] == "command.received" and r["detail"]["id"] == row["detail"]["id"]
-                           for r in rows[:at])  # fmt: skip
+                           for r in rows[:i])  # fmt: skip
 
     asyncio.run(scenario())
 
 
 @pytest.mark.timeout(120)
-def test_a_bundle_is_resumed_after_kills_and_then_runs(tmp_path: Path) -> None:
+@KINDS
+def test_a_bundle_is_resumed_after_kills_and_then_runs(tmp_path: Path, kind: str) -> None:
     bundle = MODELS / "detect" / "detect.octo"
     sha256 = hashlib.sha256(bundle.read_bytes()).hexdigest()
 
     async def scenario() -> None:
-        port = free_port()
-        text = config(tmp_path, port)
-        with broker(port):
-            async with node(tmp_path), daemon(tmp_path, text) as gateway:
+        with site(kind, tmp_path) as at:
+            text = config(tmp_path, more=at.table)
+            async with node(tmp_path, rate=100), daemon(tmp_path, text) as gateway:
                 await well(gateway)
                 halfway = asyncio.Event()
                 size = bundle.stat().st_size
@@ -128,14 +106,14 @@ def test_a_bundle_is_resumed_after_kills_and_then_runs(tmp_path: Path) -> None:
                     if have > of // 2:
                         halfway.set()
 
-                async with over_mqtt("test", "127.0.0.1", port) as remote, asyncio.TaskGroup() as tasks:
+                async with at.remote() as remote, asyncio.TaskGroup() as tasks:
                     sending = tasks.create_task(remote.put_bundle(bundle, progress), name="send")
                     await halfway.wait()
                     await gateway.kill()  # and the client gives up too
                     sending.cancel()
                 await gateway.start()
                 await well(gateway)
-                async with over_mqtt("test", "127.0.0.1", port) as remote:
+                async with at.remote() as remote:
                     had = await remote.ask("bundle.put", Have, sha256=sha256, size=size)
                     assert size // 2 < had.have < size and not had.path
                     started = time.monotonic()
@@ -153,34 +131,20 @@ def test_a_bundle_is_resumed_after_kills_and_then_runs(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-class Raw:
-    """A bare MQTT client that publishes what it is told and keeps every answer."""
-
-    def __init__(self, port: int) -> None:
-        self.answers: list[Answer] = []
-        self._client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv311)
-        self._client.on_message = lambda _c, _u, m: self.answers.append(command.parse_answer(bytes(m.payload)))
-        self._client.connect("127.0.0.1", port)
-        self._client.subscribe("octo/v1/test/ans/#", qos=1)
-        self._client.loop_start()
-
-    def send(self, id: str, payload: bytes, retain: bool = False) -> None:
-        self._client.publish(f"octo/v1/test/cmd/{id}", payload, qos=1, retain=retain).wait_for_publish(10)
-
-    def close(self) -> None:
-        self._client.disconnect()
-        self._client.loop_stop()
-
-
 @pytest.mark.timeout(120)
-def test_replayed_late_and_garbage(tmp_path: Path) -> None:
+@KINDS
+def test_replayed_late_and_garbage(tmp_path: Path, kind: str) -> None:
     async def scenario() -> None:
-        port, db = free_port(), tmp_path / "consumer.db"
-        with broker(port):
-            async with Ingest.open(db, port=port), node(tmp_path), daemon(tmp_path, config(tmp_path, port)) as gateway:
+        db = tmp_path / "consumer.db"
+        with site(kind, tmp_path) as at:
+            async with (
+                Ingest.open(db, account=at.receiver),
+                node(tmp_path, rate=100),
+                daemon(tmp_path, config(tmp_path, more=at.table)) as gateway,
+            ):
                 await well(gateway)
                 before = gateway.config.read_bytes()
-                raw = await asyncio.to_thread(Raw, port)
+                raw = await asyncio.to_thread(Raw, at)
                 restart = b'{"op": "restart", "deadline": 60}'
                 for _ in range(3):
                     await asyncio.to_thread(raw.send, "once", restart)
@@ -216,23 +180,23 @@ def test_replayed_late_and_garbage(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(120)
-def test_signed_commands_snapshot_diagnostics_and_the_socket(tmp_path: Path) -> None:
+@KINDS
+def test_signed_commands_snapshot_diagnostics_and_the_socket(tmp_path: Path, kind: str) -> None:
     generate_key(tmp_path / "host.pem", tmp_path / "host.pub")
 
     async def scenario() -> None:
-        port = free_port()
         (tmp_path / "pictures").mkdir()
         (tmp_path / "pictures" / "1.jpg").write_bytes(b"\xff\xd8 a picture")
         camera = f'[[source]]\nkind = "pictures"\nname = "cam"\nfolder = "{tmp_path / "pictures"}"\n'
-        text = config(tmp_path, port, 'command_keys = ["host.pub"]\n' + camera)
-        with broker(port):
-            async with node(tmp_path), daemon(tmp_path, text) as gateway:
+        with site(kind, tmp_path) as at:
+            text = config(tmp_path, more=at.table + 'command_keys = ["host.pub"]\n' + camera)
+            async with node(tmp_path, rate=100), daemon(tmp_path, text) as gateway:
                 await well(gateway)
-                async with over_mqtt("test", "127.0.0.1", port) as stranger:
+                async with at.remote() as stranger:
                     with pytest.raises(ControlError, match="not signed"):
                         await stranger.status()
                 await gateway.until(lambda s: all(source.frames for source in s.sources), "a picture was taken")
-                async with over_mqtt("test", "127.0.0.1", port, key=tmp_path / "host.pem") as remote:
+                async with at.remote(tmp_path / "host.pem") as remote:
                     blob, picture = await remote.snapshot("cam")
                     assert picture == b"\xff\xd8 a picture" and blob.media == "image/jpeg"
                     assert (await remote.diagnostics())[:2] == b"\x1f\x8b"
@@ -244,6 +208,28 @@ def test_signed_commands_snapshot_diagnostics_and_the_socket(tmp_path: Path) -> 
                 assert gateway.process is not None
                 maps = Path(f"/proc/{gateway.process.pid}/maps").read_text()
                 assert "cryptography" not in maps  # verified in a child
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.timeout(60)
+def test_who_is_no_operator_commands_nothing(tmp_path: Path) -> None:
+    restart = b'{"op": "restart", "deadline": 60}'
+
+    async def scenario() -> None:
+        db = tmp_path / "consumer.db"
+        with site("mosquitto", tmp_path) as at:
+            async with Ingest.open(db, account=at.receiver), node(tmp_path, rate=100):
+                async with daemon(tmp_path, config(tmp_path, more=at.table)) as gateway:
+                    await well(gateway)
+                    for user in (GATEWAY, RECEIVER):
+                        stranger = await asyncio.to_thread(Raw, at, user)
+                        await asyncio.to_thread(stranger.send, f"by-{user}", restart)
+                        stranger.close()
+                    async with at.remote() as remote:
+                        await remote.status()
+                    await until(lambda: any(row["name"] == "command.done" for row in audited(db)), "audited")
+                    assert not [row for row in audited(db) if row["detail"]["id"].startswith("by-")]
 
     asyncio.run(scenario())
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import sqlite3
 import time
 from pathlib import Path
 
@@ -13,60 +11,21 @@ import pytest
 
 from gateway.contract import SourceState
 from sdk.ingest import Ingest
-from sdk.testing import MicroPythonNode
 from tests.integration.harness import (
-    FIRMWARE,
+    COUNTS,
+    MODELS,
     Daemon,
+    assert_whole,
     broker,
+    config,
+    count,
     daemon,
-    delivered,
-    delivered_count,
     free_port,
+    node,
+    settled,
     stored,
     until,
 )
-
-COUNTS = "press/count"
-NODE = {"node": "press", "stream": "count", "sensor": "counter", "rate": 400, "frame": 10, "ring": 2000}
-
-
-def config(folder: Path, broker_port: int, more: str = "") -> str:
-    return f"""
-[gateway]
-id = "test"
-data_dir = "data"
-[[source]]
-kind = "node"
-name = "press"
-port = "{folder / "tty"}"
-[uplink]
-host = "127.0.0.1"
-port = {broker_port}
-backoff_max_s = 0.5
-[uplink.live]
-{more}
-"""
-
-
-def node(folder: Path) -> MicroPythonNode:
-    return MicroPythonNode(FIRMWARE, folder / "node", folder / "tty", config=NODE)
-
-
-def assert_whole(db: Path, at_least: int) -> None:
-    """Every reading of the node's counter from 0 on is there once, in order, under contiguous sequence numbers."""
-    rows = delivered(db, COUNTS)
-    assert len(rows) >= at_least
-    assert [seq for seq, _ in rows] == list(range(len(rows)))
-    assert [int(values[0]) for _, values in rows] == list(range(len(rows)))
-
-
-async def settled(gateway: Daemon, db: Path) -> int:
-    """Stop the daemon in good order, start it once more, and wait until the consumer has all of it."""
-    await gateway.end()
-    on_disk = stored(gateway.spool)[COUNTS]
-    await gateway.start()
-    await until(lambda: delivered_count(db, COUNTS) >= on_disk, "everything delivered")
-    return on_disk
 
 
 @pytest.mark.timeout(180)
@@ -99,7 +58,7 @@ def test_an_unplugged_node_and_a_broker_outage_lose_nothing(tmp_path: Path) -> N
         with broker(port) as mqtt:
             async with Ingest.open(db, port=port), node(tmp_path) as press:
                 async with daemon(tmp_path, config(tmp_path, port)) as gateway:
-                    await until(lambda: _count(db) > 200, "readings arrive")
+                    await until(lambda: count(db) > 200, "readings arrive")
                     press.unplug()
                     await gateway.until(lambda s: s.sources[0].state is SourceState.LOST, "unplugging is noticed")
                     press.replug()
@@ -127,21 +86,21 @@ def test_a_consumer_that_is_killed_and_one_that_forgot_get_what_they_lack(tmp_pa
         with broker(port):
             async with node(tmp_path), daemon(tmp_path, config(tmp_path, port)) as gateway:
                 async with Ingest.open(db, port=port):
-                    await until(lambda: _count(db) > 200, "readings arrive")
+                    await until(lambda: count(db) > 200, "readings arrive")
                 # nobody listens for a while: the broker acknowledges and throws away
                 sent = (await gateway.status()).uplink.sent
                 await gateway.until(lambda s: s.uplink.sent > sent + 20, "it goes on sending")
                 async with Ingest.open(db, port=port):
                     behind = (await gateway.status()).streams
                     goal = next(s.next_seq for s in behind if s.name == COUNTS)
-                    await until(lambda: _count(db) >= goal, "the gap is filled")
+                    await until(lambda: count(db) >= goal, "the gap is filled")
                 # a consumer with an empty table is given everything from the start
                 other = tmp_path / "other.db"
                 async with Ingest.open(other, port=port):
                     await gateway.end()
                     await gateway.start()
                     goal = stored(gateway.spool)[COUNTS]
-                    await until(lambda: delivered_count(other, COUNTS) >= goal, "the new consumer has all")
+                    await until(lambda: count(other) >= goal, "the new consumer has all")
         assert_whole(db, 200)
         assert_whole(other, goal)
 
@@ -187,14 +146,12 @@ HEAVY = {"cv2", "numpy", "onnxruntime", "ai_edge_litert", "tflite_runtime", "ope
 @pytest.mark.timeout(60)
 def test_the_daemon_maps_no_runtime_no_opencv_no_web_framework(tmp_path: Path) -> None:
     async def scenario() -> None:
-        models = f"""
-[trust]
-keys = ["{FIRMWARE.parents[1] / "models/keys/octogate-models.pub.pem"}"]
+        models = f"""[uplink.live]
 [panel]
 port = {free_port()}
 [[model]]
 name = "state"
-bundle = "{FIRMWARE.parents[1] / "models/machine_state/machine_state.octo"}"
+bundle = "{MODELS / "machine_state" / "machine_state.octo"}"
 """
         async with node(tmp_path), daemon(tmp_path, config(tmp_path, free_port(), models)) as gateway:
             await gateway.until(lambda s: s.models[0].state == "ready", "the model is ready")
@@ -204,9 +161,3 @@ bundle = "{FIRMWARE.parents[1] / "models/machine_state/machine_state.octo"}"
             assert {name for name in HEAVY if f"/{name}" in maps} == set()
 
     asyncio.run(scenario())
-
-
-def _count(db: Path) -> int:
-    with contextlib.suppress(sqlite3.Error):  # not made yet
-        return delivered_count(db, COUNTS)
-    return 0

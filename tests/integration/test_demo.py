@@ -32,6 +32,7 @@ def children(pid: int) -> list[psutil.Process]:
 def assert_whole(result: dict[str, Any]) -> None:
     assert result["sent"] == result["stored"] == result["delivered"]
     assert (result["lost"], result["duplicated"], result["reordered"]) == (0, 0, 0)
+    assert result["events_delivered"] == result["events"] > 0  # the last word, too
     assert result["ok"]
 
 

@@ -8,17 +8,15 @@ import os
 import shutil
 import signal
 import struct
-import subprocess
 import tty
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from gateway.contract import GatewayStatus, SourceState
 from sdk.testing import MicroPythonNode
-from tests.integration.harness import FIRMWARE, MODELS, daemon, stored
+from tests.integration.harness import MODELS, config, daemon, node, stored
+from tests.integration.machine import can_mount, small_disk
 
 WINDOW, HOP = 256, 64
 
@@ -29,30 +27,11 @@ def shape(readings: int = 4000) -> bytes:
     return b"".join(struct.pack("<ff", amps, amps * 230) for amps in on)
 
 
-def node(folder: Path, rate: int = 400) -> MicroPythonNode:
-    channels = [["current", "f", "A"], ["power", "f", "W"]]
-    settings = {
-        "node": "press", "stream": "power", "sensor": "replay", "file": "shape.bin", "channels": channels,
-        "rate": rate, "frame": 20, "ring": 1000,
-    }  # fmt: skip
-    return MicroPythonNode(
-        FIRMWARE, folder / "node", folder / "tty", config=settings, files={"shape.bin": shape()}, heap_kib=1024
-    )
-
-
-def config(folder: Path, *, data: str = "data", more: str = "") -> str:
-    return f"""
-[gateway]
-id = "test"
-data_dir = "{data}"
-[trust]
-keys = ["{MODELS / "keys" / "octogate-models.pub.pem"}"]
-[[source]]
-kind = "node"
-name = "press"
-port = "{folder / "tty"}"
-{more}
-"""
+def machine(folder: Path, rate: int = 400) -> MicroPythonNode:
+    return node(
+        folder, rate, {"shape.bin": shape()}, stream="power", sensor="replay", file="shape.bin", frame=20, ring=1000,
+        channels=[["current", "f", "A"], ["power", "f", "W"]],
+    )  # fmt: skip
 
 
 STATE_MODEL = f"""
@@ -86,7 +65,7 @@ def names(status: GatewayStatus) -> set[tuple[str, str]]:
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_killed_or_stopped_worker_costs_no_window(tmp_path: Path, number: signal.Signals) -> None:
     async def scenario() -> None:
-        async with node(tmp_path) as press, daemon(tmp_path, config(tmp_path, more=STATE_MODEL)) as gateway:
+        async with machine(tmp_path) as press, daemon(tmp_path, config(tmp_path, more=STATE_MODEL)) as gateway:
             await gateway.until(lambda s: inferences(s) > 3, "windows are inferred")
             for round_ in range(1, 4):
                 before = await gateway.status()
@@ -165,7 +144,7 @@ def test_a_damaged_bundle_is_refused_and_acquisition_goes_on(tmp_path: Path) -> 
     broken = STATE_MODEL.replace(str(MODELS / "machine_state" / "machine_state.octo"), str(bundle))
 
     async def scenario() -> None:
-        async with node(tmp_path), daemon(tmp_path, config(tmp_path, more=broken)) as gateway:
+        async with machine(tmp_path), daemon(tmp_path, config(tmp_path, more=broken)) as gateway:
             status = await gateway.until(lambda s: s.models[0].state == "failed", "the bundle is refused")
             assert str(bundle) in status.models[0].detail
             await gateway.until(lambda s: readings(s) > 400, "readings are stored all the same")
@@ -183,7 +162,7 @@ def test_garbage_on_the_wire_is_counted_and_said(tmp_path: Path) -> None:
         tty.setraw(slave)
         (tmp_path / "tty").symlink_to(os.ttyname(slave))
         try:
-            async with daemon(tmp_path, config(tmp_path)) as gateway:
+            async with daemon(tmp_path, config(tmp_path, more="")) as gateway:
                 await gateway.until(lambda s: bool(s.sources), "it runs")
                 noise = os.urandom(3000) + b"\0" + b"Traceback (most recent call last):\r\n" + os.urandom(500) + b"\0"
                 os.write(master, noise)
@@ -198,23 +177,12 @@ def test_garbage_on_the_wire_is_counted_and_said(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-@contextmanager
-def small_disk(folder: Path, mib: int) -> Iterator[Path]:
-    """A file system of so many MiB (tmpfs; needs root)."""
-    folder.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)], check=True)
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
+@pytest.mark.skipif(not can_mount(), reason="mounts a small file system: needs root")
 @pytest.mark.timeout(90)
 def test_a_full_disk_stops_acknowledging_and_loses_nothing(tmp_path: Path) -> None:
     async def scenario(disk: Path) -> None:
-        text = config(tmp_path, data=str(disk / "data"))
-        async with node(tmp_path, rate=1000), daemon(tmp_path, text) as gateway:
+        text = config(tmp_path, more="", data=str(disk / "data"))
+        async with machine(tmp_path, rate=1000), daemon(tmp_path, text) as gateway:
             gateway.folder = disk
             await gateway.until(lambda s: readings(s) > 500, "readings are stored")
             ballast = disk / "somebody-elses-file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from gateway.contract import BatchKind, Severity
 from gateway.store.ledger import read_ledger
 from gateway.store.retention import Policy, Priority, Rule
 from gateway.store.spool import Spool
-from tests.integration.test_faults import small_disk
+from tests.integration.machine import can_mount, small_disk
 
 LOW, HIGH = "low", "high"
 POLICY = Policy((Rule(LOW, Priority.LOW), Rule(HIGH, Priority.HIGH)), drop=True)
@@ -28,7 +29,7 @@ def fill(disk: Path) -> Path:
     return other
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root")
+@pytest.mark.skipif(not can_mount(), reason="mounts a small file system: needs root")
 @pytest.mark.parametrize("policy", [POLICY, Policy()], ids=["drop", "wait"])
 def test_on_a_full_disk_deleting_still_works(tmp_path: Path, policy: Policy) -> None:
     told: list[tuple[str, str]] = []
@@ -60,3 +61,28 @@ def test_on_a_full_disk_deleting_still_works(tmp_path: Path, policy: Policy) -> 
     with small_disk(tmp_path / "disk", 12) as disk:
         asyncio.run(scenario(disk))
     assert not told or told[0][0] == "store.dropping"
+
+
+@pytest.mark.skipif(not can_mount(), reason="mounts a small file system: needs root")
+def test_a_spool_opens_on_a_full_disk(tmp_path: Path) -> None:
+    """As after a reboot: SQLite needs room for its log before it reads a byte, and the ballast is there for that."""
+
+    async def scenario(path: Path) -> None:
+        def open_() -> AbstractAsyncContextManager[Spool]:
+            return Spool.open(
+                path, Clock(), commit_s=0.001, max_bytes=8 << 20, notify=lambda *_: None, ballast_bytes=512 << 10
+            )
+
+        row = os.urandom(3000).hex().encode()
+        async with open_() as spool:
+            for _ in range(20):
+                await spool.append_row(LOW, BatchKind.INFERENCES, row)
+        fill(path.parent)
+        async with open_() as spool:
+            assert spool.next_seq() == {LOW: 20}
+            async with asyncio.timeout(20):
+                await spool.append_row(LOW, BatchKind.INFERENCES, row)
+            assert len(await spool.read_after(0)) == 21
+
+    with small_disk(tmp_path / "disk", 8) as disk:
+        asyncio.run(scenario(disk / "spool.db"))

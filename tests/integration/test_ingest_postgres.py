@@ -15,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from gateway.contract import BatchKind, Channel, Schema
 from gateway.errors import StoreError
+from gateway.store.columns import with_header
 from sdk.ingest import Ingest
 from sdk.ingest.__main__ import main
-from sdk.ingest.batches import Counts
+from sdk.ingest.batches import Arrived, Counts
 from sdk.ingest.ledger import whole
 from sdk.ingest.postgres import PostgresSink
 from sdk.ingest.store import Table
-from tests.integration.harness import ROOT, daemon, stored, until
+from tests.integration.harness import COUNTS, ROOT, config, daemon, node, stored, until
+from tests.integration.mosquitto import mosquitto
 from tests.integration.postgres import Postgres, postgres
-from tests.integration.test_daemon import COUNTS, config, node
-from tests.integration.test_mosquitto import mosquitto
 from tests.unit.ingest_samples import STREAM, any_history, events, gap, readings, rows
 
 
@@ -78,6 +79,25 @@ def test_any_history_ends_whole(dsn: str, seed: int) -> None:
             await any_history(sink, random.Random(seed))
         kept = await fetch(dsn, f'SELECT seq, count FROM octogate_streams."{STREAM}" ORDER BY seq')
         assert all(seq == count for seq, count in kept)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_what_a_rebuilt_spool_repeats_is_known_again(dsn: str, at_once: bool) -> None:
+    """tests/unit/test_rebuilt.py is the long version; here the statements and the locks of PostgreSQL."""
+
+    async def scenario() -> None:
+        async with opened(dsn) as (sink, table):
+            old, saved = readings(0, 25), readings(20, 10, epoch=b"n" * 16)
+            header = msgspec.structs.replace(saved.header, seq_first=0, was=((old.header.epoch, 20),))
+            again = Arrived("g1", header, with_header(saved.blob, header))
+            for arrived in ([old, again],) if at_once else ([old], [again]):
+                await table.take(arrived, Counts())
+            ledger = await sink.ledger(count=True)
+            assert whole(ledger) and [(s.committed, s.there, s.dropped) for s in ledger] == [(25, 0, 0), (5, 5, 0)]
+        kept = await fetch(dsn, f'SELECT count FROM octogate_streams."{STREAM}" ORDER BY count')
+        assert [count for (count,) in kept] == list(range(30))
 
     asyncio.run(scenario())
 
@@ -229,7 +249,7 @@ def test_two_consumers_share_the_work_and_one_is_killed(dsn: str, tmp_path: Path
         with mosquitto(tmp_path / "mosquitto") as broker:
             arguments = ("--postgres", dsn, "--port", str(broker.plain), "--share", "plant")
             consumers = [Consumer(tmp_path, name, *arguments) for name in ("one", "two")]
-            text = config(tmp_path, broker.plain)
+            text = config(tmp_path, broker.plain) + "[store]\nwear_gb_day = 0\n"  # many small batches
             async with node(tmp_path), daemon(tmp_path, text) as gateway:
                 for consumer in consumers:
                     await consumer.start()

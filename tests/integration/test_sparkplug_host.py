@@ -11,40 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from gateway.clock import Clock
 from gateway.config import load
 from gateway.contract import Channel, Sample, Schema, SourceState
 from gateway.sync.uplink import Uplink
 from sdk.ingest import Ingest
-from sdk.testing import MicroPythonNode
 from tests.integration.foreign_host import ForeignHost, Line, foreign_host, values
-from tests.integration.harness import FIRMWARE, broker, daemon, delivered_count, free_port, until
+from tests.integration.harness import broker, config, count, daemon, free_port, node, until
 from tests.unit.test_backlog import Disk
 
-NODE = {"node": "press", "stream": "count", "sensor": "counter", "rate": 100, "frame": 10, "ring": 2000}
 
-
-def config(folder: Path, port: int, live: str = "") -> str:
-    return f"""
-[gateway]
-id = "line-1"
-data_dir = "data"
-[[source]]
-kind = "node"
-name = "press"
-port = "{folder / "tty"}"
-[uplink]
-host = "127.0.0.1"
-port = {port}
-backoff_max_s = 0.5
-[uplink.live]
-group = "plant"
-min_interval_ms = 100
-{live}
-"""
-
-
-def node(folder: Path) -> MicroPythonNode:
-    return MicroPythonNode(FIRMWARE, folder / "node", folder / "tty", config=NODE)
+def line_config(folder: Path, port: int, live: str = "") -> str:
+    """The edge node plant/line-1."""
+    more = f'[uplink.live]\ngroup = "plant"\nmin_interval_ms = 100\n{live}'
+    return config(folder, port, more, gateway="line-1")
 
 
 def has_counts(line: Line) -> bool:
@@ -80,10 +60,10 @@ def test_a_foreign_host_follows_the_daemon_through_births_data_and_deaths(tmp_pa
     async def scenario() -> None:
         port = free_port()
         with broker(port):
-            async with foreign_host(port, "plant", "line-1") as host, node(tmp_path) as press:
-                async with daemon(tmp_path, config(tmp_path, port)) as gateway:
+            async with foreign_host(port, "plant", "line-1") as host, node(tmp_path, rate=100) as press:
+                async with daemon(tmp_path, line_config(tmp_path, port)) as gateway:
                     birth = await host.until("NBIRTH")
-                    assert values(birth) == {"bdSeq": 0, "Node Control/Rebirth": False}
+                    assert values(birth) == {"bdSeq": 0, "Node Control/Rebirth": False, "Clock/known": True}
                     device = await host.until("DBIRTH", "press", that=has_counts)
                     assert values(device)["Source/state"] == "ok"
                     counts = next(m for m in device["metrics"] if m["name"] == "count/n")
@@ -139,9 +119,15 @@ def test_values_wait_for_the_primary_host_while_the_backlog_goes_on(tmp_path: Pa
         port, db = free_port(), tmp_path / "consumer.db"
         live = 'primary_host = "scada"\nflush_historical = true'
         with broker(port):
-            async with foreign_host(port, "plant", "line-1") as host, Ingest.open(db, port=port), node(tmp_path):
-                async with daemon(tmp_path, config(tmp_path, port, live)) as gateway:
-                    await until(lambda: _count(db) > 100, "the backlog waits for no host")
+            async with (
+                foreign_host(port, "plant", "line-1") as host,
+                Ingest.open(db, port=port),
+                node(tmp_path, rate=100),
+            ):
+                async with daemon(tmp_path, line_config(tmp_path, port, live)) as gateway:
+                    await until(lambda: count(db) > 0, "the backlog waits for no host")
+                    first = count(db)  # the node's ring from before the daemon, in one piece
+                    await until(lambda: count(db) > first + 100, "and goes on, a second of it")
                     status = await gateway.until(lambda s: s.uplink.live is not None, "its status")
                     assert status.uplink.live is not None and status.uplink.live.state == "waiting"
                     assert host.kinds() == ["ready"]
@@ -162,8 +148,8 @@ def test_values_wait_for_the_primary_host_while_the_backlog_goes_on(tmp_path: Pa
                     await gateway.until(
                         lambda s: s.uplink.live is not None and s.uplink.live.state == "waiting", "it waits again"
                     )
-                    quiet, stored = host.mark(), _count(db)
-                    await until(lambda: _count(db) > stored + 100, "the backlog goes on")
+                    quiet, stored = host.mark(), count(db)
+                    await until(lambda: count(db) > stored + 100, "the backlog goes on")
                     after = (await gateway.status()).uplink
                     assert (after.state, after.reconnects) == ("up", 0)
                     assert [kind for kind in host.kinds(quiet) if kind != "STATE"] == []
@@ -194,8 +180,8 @@ channel = "n"
 above = 50
 """
         with broker(port):
-            async with foreign_host(port, "plant", "line-1") as host, node(tmp_path):
-                async with daemon(tmp_path, config(tmp_path, port) + more):
+            async with foreign_host(port, "plant", "line-1") as host, node(tmp_path, rate=100):
+                async with daemon(tmp_path, line_config(tmp_path, port) + more):
                     alarm = await host.until("NDATA")
                     assert values(alarm) == {"Alarm/many": True}
                     assert values(await host.until("DBIRTH", "cam")) == {"Source/state": "ok"}
@@ -230,12 +216,12 @@ def test_every_datatype_is_read_as_it_was_meant_in_births_and_in_data(tmp_path: 
     async def scenario() -> None:
         port = free_port()
         path = tmp_path / "gateway.toml"
-        path.write_text(config(tmp_path, port))
+        path.write_text(line_config(tmp_path, port))
         (tmp_path / "data").mkdir()
         loaded = load(path)
         with broker(port):
             async with foreign_host(port, "plant", "line-1") as host, asyncio.TaskGroup() as tasks:
-                uplink = Uplink(loaded, loaded.uplink[0], Disk(), lambda *_: None, lambda *_: None)
+                uplink = Uplink(loaded, loaded.uplink[0], Disk(), lambda *_: None, lambda *_: None, clock=Clock())
                 uplink.sample(sample(lowest))
                 running = tasks.create_task(uplink.run(), name="uplink")
                 birth = await host.until("DBIRTH", "press")
@@ -255,7 +241,3 @@ def test_every_datatype_is_read_as_it_was_meant_in_births_and_in_data(tmp_path: 
                 running.cancel()
 
     asyncio.run(scenario())
-
-
-def _count(db: Path) -> int:
-    return delivered_count(db, "press/count")

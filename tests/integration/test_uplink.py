@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
-import shutil
-import sqlite3
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -16,65 +11,25 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bench.campaign import Process, broker_command
 from gateway.store.columns import read_header
 from gateway.sync.account import Account
-from gateway.sync.mqtt import Connection
 from sdk.ingest import Ingest
 from sdk.pictures import PictureIngest
-from tests.integration.harness import broker, daemon, delivered_count, free_port, stored, until
+from tests.integration.harness import (
+    COUNTS,
+    assert_whole,
+    broker,
+    config,
+    count,
+    daemon,
+    free_port,
+    node,
+    stored,
+    until,
+    uplink,
+)
+from tests.integration.mosquitto import connected, plain_mosquitto
 from tests.integration.proxy import Proxy
-from tests.integration.test_daemon import COUNTS, assert_whole, node
-
-MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")
-
-
-def config(folder: Path, uplinks: str) -> str:
-    return f"""
-[gateway]
-id = "test"
-data_dir = "data"
-[[source]]
-kind = "node"
-name = "press"
-port = "{folder / "tty"}"
-{uplinks}
-"""
-
-
-def uplink(port: int, more: str = "", table: str = "[uplink]") -> str:
-    return f'{table}\nhost = "127.0.0.1"\nport = {port}\nbackoff_max_s = 0.5\n{more}\n'
-
-
-def count(db: Path) -> int:
-    with contextlib.suppress(sqlite3.Error):  # not made yet
-        return delivered_count(db, COUNTS)
-    return 0
-
-
-@asynccontextmanager
-async def mosquitto(folder: Path, more: str = "") -> AsyncIterator[int]:
-    """A mosquitto on loopback, and its port."""
-    port = free_port()
-    command = broker_command("mosquitto", port, folder)
-    with (folder / "mosquitto.conf").open("a") as conf:
-        conf.write(more)
-    process = Process(folder / "mosquitto.log", *command)
-    await process.start()
-    try:
-        yield port
-    finally:
-        await process.kill()
-
-
-@asynccontextmanager
-async def connected(account: Account) -> AsyncIterator[Connection]:
-    connection = Connection(account)
-    async with asyncio.TaskGroup() as tasks:
-        task = tasks.create_task(connection.run(), name="mqtt")
-        yield connection
-        task.cancel()
-
 
 # --- MQTT 5 ------------------------------------------------------------------------------------------------------
 
@@ -82,7 +37,7 @@ async def connected(account: Account) -> AsyncIterator[Connection]:
 @pytest.mark.timeout(60)
 def test_the_brokers_receive_maximum_is_the_window(tmp_path: Path) -> None:
     async def scenario() -> None:
-        async with mosquitto(tmp_path, "max_inflight_messages 3\n") as port:
+        async with plain_mosquitto(tmp_path, "max_inflight_messages 3\n") as port:
             async with connected(Account("127.0.0.1", port, "five", protocol="5", backoff_max_s=0.5)) as five:
                 await until(lambda: five.up, "connected")
                 assert five.window == 3
@@ -104,8 +59,8 @@ def test_the_brokers_receive_maximum_is_the_window(tmp_path: Path) -> None:
 def test_with_mqtt_5_nothing_is_sent_to_nobody_and_a_new_consumer_gets_all(tmp_path: Path) -> None:
     async def scenario() -> None:
         db = tmp_path / "consumer.db"
-        async with mosquitto(tmp_path) as port, node(tmp_path):
-            text = config(tmp_path, uplink(port, 'protocol = "5"\nwindow = 5\n[uplink.live]'))
+        async with plain_mosquitto(tmp_path) as port, node(tmp_path):
+            text = config(tmp_path, more=uplink(port, 'protocol = "5"\nwindow = 5\n[uplink.live]'))
             async with daemon(tmp_path, text) as gateway:
                 status = await gateway.until(
                     lambda s: any(x.name == COUNTS and x.next_seq > 1500 for x in s.streams), "it stores"
@@ -169,9 +124,9 @@ def test_two_uplinks_each_at_its_own_pace(tmp_path: Path) -> None:
     async def scenario() -> None:
         site, db = free_port(), tmp_path / "consumer.db"
         with broker(site):
-            async with mosquitto(tmp_path) as cloud, Proxy.open(cloud) as link, node(tmp_path):
+            async with plain_mosquitto(tmp_path) as cloud, Proxy.open(cloud) as link, node(tmp_path):
                 second = uplink(link.port, 'name = "cloud"\nprefix = "acme/plant-7"\nprotocol = "5"', "[[uplink]]")
-                text = config(tmp_path, uplink(site, "", "[[uplink]]") + second)
+                text = config(tmp_path, more=uplink(site, "", "[[uplink]]") + second)
                 async with Ingest.open(db, port=site), daemon(tmp_path, text) as gateway:
                     plain = Plain(cloud, "acme/plant-7")
                     try:
@@ -215,9 +170,9 @@ def test_pictures_arrive_whole_through_cuts_and_kills(tmp_path: Path) -> None:
         (folder / f"dock-{i:02}.jpg").write_bytes(made.randbytes(made.randrange(1, 900_000)))
 
     async def scenario() -> None:
-        async with mosquitto(tmp_path) as port:  # the embedded broker takes no packet of 64 KiB
+        async with plain_mosquitto(tmp_path) as port:  # the embedded broker takes no packet of 64 KiB
             async with Proxy.open(port) as link, Proxy.open(port) as far:
-                text = config(tmp_path, uplink(link.port, 'pictures = "events"'))
+                text = config(tmp_path, more=uplink(link.port, 'pictures = "events"'))
                 async with daemon(tmp_path, text) as gateway:
                     for breaking in range(4):
                         async with PictureIngest.open(received, port=far.port):

@@ -23,11 +23,21 @@ from gateway.sync import account as account_module
 from gateway.sync import mqtt, netlink
 from gateway.sync.account import Account, tls_context
 from sdk.ingest import Ingest
-from tests.integration.harness import broker, daemon, free_port, stored, until
+from tests.integration.harness import (
+    COUNTS,
+    assert_whole,
+    broker,
+    config,
+    count,
+    daemon,
+    free_port,
+    node,
+    stored,
+    until,
+    uplink,
+)
+from tests.integration.mosquitto import certificate, connected, plain_mosquitto
 from tests.integration.proxy import Proxy
-from tests.integration.test_daemon import COUNTS, assert_whole, node
-from tests.integration.test_mosquitto import certificate
-from tests.integration.test_uplink import config, connected, count, mosquitto, uplink
 
 MOSQUITTO = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")
 
@@ -76,7 +86,7 @@ def test_the_brokers_certificate_is_not_enough_both_show_one_and_a_renewed_one_i
     )
 
     async def scenario() -> None:
-        async with mosquitto(tmp_path, tls) as port:
+        async with plain_mosquitto(tmp_path, tls) as port:
             account = Account(
                 "127.0.0.1", port, "mtls", backoff_max_s=0.3, ca_file=str(folder / "ca.pem"),
                 cert_file=str(folder / "gateway.pem"), key_file=str(folder / "gateway.key"),
@@ -190,7 +200,7 @@ def test_a_half_open_link_is_noticed_by_the_keepalive(tmp_path: Path) -> None:
         port, db = free_port(), tmp_path / "consumer.db"
         with broker(port):
             async with Proxy.open(port) as link, Ingest.open(db, port=port), node(tmp_path):
-                text = config(tmp_path, uplink(link.port, "keepalive_s = 5\n[uplink.live]"))
+                text = config(tmp_path, more=uplink(link.port, "keepalive_s = 5\n[uplink.live]"))
                 async with daemon(tmp_path, text) as gateway:
                     await until(lambda: count(db) > 200, "readings arrive")
                     link.half_open()

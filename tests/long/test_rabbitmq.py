@@ -10,10 +10,9 @@ import pytest
 
 from sdk.ingest import Account, Ingest
 from sdk.ingest.ledger import whole
-from tests.integration.harness import daemon, stored, until
+from tests.integration.harness import COUNTS, config, daemon, node, stored, until
 from tests.integration.postgres import Postgres, postgres
 from tests.integration.rabbitmq import Cluster, balancer, rabbitmq
-from tests.integration.test_daemon import COUNTS, config, node
 from tests.integration.test_ingest_postgres import fetch, next_seq, until_taken
 
 
@@ -29,7 +28,7 @@ def server() -> Iterator[Postgres]:
         yield made
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_cluster_whose_nodes_are_killed_in_turn_loses_nothing(
     cluster: Cluster, server: Postgres, tmp_path: Path
 ) -> None:
@@ -53,6 +52,7 @@ def test_a_cluster_whose_nodes_are_killed_in_turn_loses_nothing(
                     await asyncio.to_thread(cluster.until_missed, number)
                     cluster.nodes[number].start()
                     await asyncio.to_thread(cluster.nodes[number].until_up)
+                    await asyncio.to_thread(cluster.until_agreed)
                 reconnects = (await gateway.status()).uplink.reconnects
                 await gateway.end()
                 on_disk = stored(gateway.spool)[COUNTS]

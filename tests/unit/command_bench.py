@@ -77,7 +77,11 @@ def request(op: str = "set", deadline: float = 30, **args: Any) -> bytes:
 class FakeLink:
     def __init__(self) -> None:
         self.room = True
+        self.largest = 1 << 20
         self.sent: list[tuple[str, bytes, int, bool]] = []
+
+    def fits(self, topic: str, payload: bytes) -> bool:
+        return len(payload) <= self.largest
 
     def publish(self, topic: str, payload: bytes, *, qos: int = 0, retain: bool = False) -> bool:
         self.sent.append((topic, payload, qos, retain))

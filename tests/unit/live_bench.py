@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from gateway.clock import Clock
 from gateway.contract import Event, Inference, Result, Sample, Severity, SourceState, Stamp
 from gateway.sync.live import Live, Setup
 from gateway.sync.mqtt import Message
@@ -56,7 +57,16 @@ class Link:
 class Bench:
     """A node `line-1` of group `plant` with a press, whose state a pipeline judges, and a camera."""
 
-    def __init__(self, folder: Path, *, primary_host: str = "", flush: bool = False, interval_s: float = 0.001) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        primary_host: str = "",
+        flush: bool = False,
+        interval_s: float = 0.001,
+        clock: Clock | None = None,
+    ) -> None:
+        self.clock = clock or Clock()
         self.setup = Setup(
             group="plant",
             node="line-1",
@@ -79,6 +89,7 @@ class Bench:
             self.setup,
             lambda device, metric, value: self.written.append((device, metric, value)),
             lambda what, why: self.refused.append((what, why)),
+            self.clock,
         )
         return self.live
 

@@ -23,6 +23,7 @@ class Disk:
         self.epoch = EPOCH
         self.batches: list[Batch] = []
         self.known: dict[str, int] = {}
+        self.sent_to: dict[str, int] = {}
 
     @property
     def head(self) -> int:
@@ -37,6 +38,14 @@ class Disk:
         await asyncio.sleep(0)
         return self.batches[batch_id : batch_id + 7]
 
+    async def fit(self, batch: Batch, largest: int) -> list[Batch]:
+        await asyncio.sleep(0)
+        cuts = range(0, len(batch.blob), largest)
+        ids = [batch.id - 1] * (len(cuts) - 1) + [batch.id]
+        return [
+            Batch(id, "s", batch.seq_first, 1, batch.blob[k : k + largest]) for id, k in zip(ids, cuts, strict=True)
+        ]
+
     async def rewind_point(self, watermark: Mapping[str, int]) -> int:
         await asyncio.sleep(0)
         return watermark.get("s", 0)
@@ -47,6 +56,9 @@ class Disk:
     def confirmed(self) -> Mapping[str, int]:
         return dict(self.known)
 
+    def sending(self, stream: str, seq: int) -> None:
+        self.sent_to[stream] = max(seq, self.sent_to.get(stream, 0))
+
 
 class Wire:
     """A link with a window."""
@@ -55,6 +67,8 @@ class Wire:
         self.window = window
         self.up = True
         self.sent: list[int] = []
+        self.sizes: list[int] = []
+        self.largest = 0
         self.inflight = 0
 
     def room(self) -> bool:
@@ -65,14 +79,16 @@ class Wire:
             return False
         assert self.inflight < self.window
         self.inflight += 1
+        assert len(batch.blob) <= (self.largest or len(batch.blob))
         self.sent.append(batch.seq_first)
+        self.sizes.append(len(batch.blob))
         return True
 
 
 class Bench:
     def __init__(self, window: int, bucket: TokenBucket | None) -> None:
         self.disk, self.wire = Disk(), Wire(window)
-        self.backlog = Backlog(self.disk, self.wire.send, self.wire.room, bucket)
+        self.backlog = Backlog(self.disk, self.wire.send, self.wire.room, bucket, lambda _: self.wire.largest)
 
     def commit(self, n: int, size: int = 10) -> None:
         self.backlog.committed(self.disk.commit(n, size))
@@ -307,5 +323,46 @@ def test_a_consumer_that_announces_itself_ends_the_waiting() -> None:
             del b.wire.sent[:]
             b.backlog.acknowledged(Ack("one", EPOCH.hex(), {"s": 1}))
             await b.until(lambda: b.wire.sent == [1, 2])
+
+    asyncio.run(scenario())
+
+
+def test_what_the_broker_does_not_take_whole_goes_in_parts_from_memory_and_from_disk() -> None:
+    async def scenario() -> None:
+        async with bench(window=2) as b:
+            b.wire.largest = 40
+            b.commit(3, size=100)
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) == 9)
+            b.commit(2, size=10)
+            b.commit(1, size=100)
+            b.commit(1, size=10)
+            await b.until(lambda: len(b.wire.sent) == 15)
+            assert b.wire.sent == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 4, 5, 5, 5, 6]
+            assert b.wire.sizes[:3] == [40, 40, 20]
+            b.wire.largest = 0  # another broker, or its limit was raised
+            b.backlog.stop()
+            b.wire.inflight = 0
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) == 22)
+            assert b.wire.sent[15:] == list(range(7))
+
+    asyncio.run(scenario())
+
+
+def test_a_link_that_breaks_between_parts_begins_with_that_batch_again() -> None:
+    async def scenario() -> None:
+        async with bench(window=2) as b:
+            b.wire.largest = 40
+            b.commit(1, size=10)
+            b.commit(1, size=100)
+            b.backlog.start()
+            await b.settle()
+            assert b.wire.sent == [0, 1]
+            b.backlog.stop()
+            b.wire.inflight = 0
+            b.backlog.start()
+            await b.until(lambda: len(b.wire.sent) == 6)
+            assert b.wire.sent[2:] == [0, 1, 1, 1]
 
     asyncio.run(scenario())

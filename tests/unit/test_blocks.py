@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import tempfile
 from pathlib import Path
@@ -103,3 +104,31 @@ def test_blobs_are_read_in_blocks_and_the_oldest_goes(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == blocks.MAX_BLOBS
     with pytest.raises(ControlError, match="more than can be fetched"):
         blobs.keep(b"x" * (blocks.MAX_BLOB + 1), "x/y")
+
+
+@pytest.mark.parametrize("years", [-20, 20])
+def test_the_oldest_goes_first_whatever_the_clock_says(tmp_path: Path, years: int) -> None:
+    """Each file is dated by a clock that steps by years before the next one comes."""
+    bundles, kept = Bundles(tmp_path / "bundles"), Blobs(tmp_path / "blobs")
+
+    def stepped(path: Path, i: int) -> None:
+        at = 2_000_000_000 + i * years * 365 * 86_400 // 20
+        os.utime(path, (at, at))
+
+    shas = [hashlib.sha256(bytes([i])).hexdigest() for i in range(blocks.MAX_PARTS + 2)]
+    for i, sha in enumerate(shas):
+        bundles.put(block(0, sha=sha))
+        stepped(tmp_path / "bundles" / f"{sha}.part", i)
+    assert {path.stem for path in (tmp_path / "bundles").iterdir()} == set(shas[-blocks.MAX_PARTS :])
+    made = []
+    for i in range(blocks.MAX_BLOBS + 3):
+        made.append(kept.keep(bytes([i]), "text/plain").blob)
+        stepped(tmp_path / "blobs" / made[-1], i)
+    assert {path.name for path in (tmp_path / "blobs").iterdir()} == set(made[-blocks.MAX_BLOBS :])
+
+
+def test_what_is_remembered_of_the_order_is_bounded(tmp_path: Path) -> None:
+    kept = Blobs(tmp_path)
+    names = [kept.keep(i.to_bytes(4, "little"), "text/plain").blob for i in range(150)]
+    assert len(kept._turns._turn) <= 100
+    assert {path.name for path in tmp_path.iterdir()} == set(names[-blocks.MAX_BLOBS :])

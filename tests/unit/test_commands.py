@@ -340,6 +340,18 @@ def test_the_journal_forgets_the_oldest_but_none_that_may_still_come(tmp_path: P
     journal.close()
 
 
+@pytest.mark.parametrize(("now_ms", "forgotten"), [(None, False), (5, False), (10**13, True)])
+def test_a_deadline_in_utc_is_kept_until_it_is_known_to_have_passed(
+    tmp_path: Path, now_ms: int | None, forgotten: bool
+) -> None:
+    journal = Journal(tmp_path / "journal.db")
+    journal.begin("signed", "d", 2 * 10**12)
+    for i in range(REMEMBERED):
+        journal.begin(f"i{i}", "d", 0, now_ms)
+    assert (journal.find("signed") is None) == forgotten
+    journal.close()
+
+
 def test_bytes_travel_as_base64() -> None:
     args = {"sha256": "0" * 64, "size": 3, "data": b"abc"}
     sent = command.encode(Request("bundle.put", 5.0, "a", msgspec.Raw(command.encode(args))))

@@ -135,7 +135,7 @@ def test_one_uplink_or_several(tmp_path: Path) -> None:
         ('[uplink]\nhost = "a"\nprefix = "$share/x"\n', "uplink.prefix: "),
         ('[uplink]\nhost = "a"\nprefix = "a//b"\n', "uplink.prefix: "),
         ('[uplink]\nhost = "a"\nprotocol = "4"\n', "uplink.protocol: "),
-        ('[uplink]\nhost = "a"\npictures = "thumbnails"\n', "uplink.pictures: "),
+        ('[uplink]\nhost = "a"\npictures = "all"\n', "uplink.pictures: "),
         ('[uplink]\nhost = "a"\ncert_file = "state.octo"\nkey_file = "state.octo"\n', "uplink.ca_file: missing"),
     ],
 )

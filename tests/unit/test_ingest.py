@@ -20,11 +20,11 @@ from gateway.contract import BatchKind, Channel, Sample, Schema, topic_up
 from gateway.errors import StoreError
 from gateway.store.columns import Codec, Header
 from gateway.sync.backlog import decode_ack
-from sdk.ingest.batches import Counts, Cursor, Gap, Span, arrived, content, plan, spans
+from sdk.ingest.batches import Counts, Cursor, Gap, Parked, Span, arrived, content, plan, spans
 from sdk.ingest.ledger import as_json, as_text, whole
 from sdk.ingest.names import MAX_IDENTIFIER, column_names, distinct, identifier
 from sdk.ingest.sqlite import SqliteSink
-from sdk.ingest.store import MAX_PARKED, Parked, Table
+from sdk.ingest.store import MAX_PARKED, Table
 from tests.unit.ingest_samples import EPOCH, OFFSET_NS, STREAM, any_history, events, gap, header, readings, rows
 
 

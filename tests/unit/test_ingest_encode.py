@@ -14,11 +14,13 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.contract import CHANNEL_TYPES, Channel, Event, Inference, Result, Sample, Schema, Severity
+from gateway.contract import CHANNEL_TYPES, BatchKind, Channel, Event, Inference, Result, Sample, Schema, Severity
 from gateway.store.columns import expand
 from sdk.ingest.copying import TYPES, copy_rows
 from sdk.ingest.documents import event_row, inference_row
-from tests.unit.ingest_samples import OFFSET_NS, stamp
+from tests.unit.ingest_samples import OFFSET_NS, header, stamp
+
+HEAD = msgspec.structs.replace(header(0, 1, BatchKind.EVENTS), wall_offset_ns=None)
 
 FORMATS = {"smallint": "h", "integer": "i", "bigint": "q", "real": "f", "double precision": "d"}
 
@@ -111,7 +113,7 @@ any_json = st.recursive(
 @given(st.text(max_size=12), st.dictionaries(st.text(max_size=5), any_json, max_size=3), st.none() | st.just(OFFSET_NS))
 def test_an_event_becomes_columns_without_nul(word: str, detail: dict[str, Any], wall_ns: int | None) -> None:
     event = Event(word, word, "raised", Severity.ALARM, stamp(wall_ns), word, detail)
-    at, mono_ns, boot, name, *_, severity, message, kept, text = event_row(msgspec.json.encode(event))
+    at, mono_ns, boot, name, *_, severity, message, kept, text = event_row(msgspec.json.encode(event), HEAD)
     clean = word.replace("\0", "\ufffd")
     assert (mono_ns, boot, name, severity, message) == (5, "boot-1", clean, "alarm", clean)
     assert (at is None) == (wall_ns is None)
@@ -122,14 +124,14 @@ def test_an_event_becomes_columns_without_nul(word: str, detail: dict[str, Any],
 
 @given(st.binary(max_size=80) | any_json.map(msgspec.json.encode))
 def test_what_is_no_event_or_inference_keeps_its_text(row: bytes) -> None:
-    for columns in (event_row(row), inference_row(row)):
+    for columns in (event_row(row, HEAD), inference_row(row, HEAD)):
         assert columns[-1] == row.decode(errors="replace").replace("\0", "\ufffd")
         assert all(column is None for column in columns[:-1])
 
 
 def test_an_inference_becomes_columns() -> None:
     seen = Inference("state", stamp(), "m", "b" * 12, "onnx", 1500, Result("on", 0.9, {"on": 0.9}), 42)
-    row = inference_row(msgspec.json.encode(seen))
+    row = inference_row(msgspec.json.encode(seen), HEAD)
     assert row[0] == datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.UTC)
     assert row[1:10] == (5, "boot-1", "m", "b" * 12, "onnx", 1500, 42, "on", 0.9)
     assert json.loads(row[10])["scores"] == {"on": 0.9}
@@ -140,5 +142,5 @@ def test_numbers_no_column_can_hold_leave_the_text() -> None:
         if took == 5 and wall == OFFSET_NS:
             continue
         row = msgspec.json.encode(Inference("p", stamp(wall), "m", "b", "onnx", took, Result()))
-        columns = inference_row(row)
+        columns = inference_row(row, HEAD)
         assert columns[-1] == row.decode()

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.contract import Sample
+from gateway.contract import Channel, Sample, Schema
 from gateway.errors import LinkError
 from gateway.link import messages
 from gateway.link.messages import Data, Hello, NodeStream, Pong, Resume
-from gateway.link.nodeclock import DRIFT_PPM, NodeClock
+from gateway.link.nodeclock import DRIFT_PPM, NodeClock, NotBackwards
 from gateway.link.receiver import Receiver
 
 COUNTER = NodeStream(0, "count", (("n", "I", "1"),))
@@ -195,3 +195,31 @@ def test_an_unasked_pong_is_ignored() -> None:
     assert not clock.pong(99, 5, 10)
     nonces = [clock.ping(k) for k in range(20)]
     assert not clock.pong(nonces[0], 5, 30) and clock.pong(nonces[-1], 5, 30)
+
+
+@given(st.lists(st.tuples(st.integers(-(10**7), 10**7), st.integers(1, 6)), max_size=20), st.integers(-(10**7), 10**7))
+def test_a_corrected_offset_takes_no_time_back(chunks: list[tuple[int, int]], before: int) -> None:
+    """Frames of ten readings 2 ms apart, whose offset is corrected by up to 10 ms at every chunk."""
+    start, frame_ns, step_ns = 10**12, 20_000_000, 2_000_000
+    times = NotBackwards({"s": start + before})
+    schema, at, last, late = Schema((Channel("n", "B"),)), start, start + before, 0
+    for offset, frames in chunks:
+        true = [at + i * frame_ns for i in range(frames)]
+        firsts = array("q", [first + offset for first in true])
+        sample = Sample(
+            "s", schema, firsts, array("q", [step_ns] * frames), array("H", [10] * frames), bytes(10 * frames)
+        )
+        times.keep(sample)
+        for first, own in zip(sample.firsts, true, strict=True):
+            assert first >= last
+            last, late = first + 9 * step_ns, max(late, first - own)
+        at += frames * frame_ns
+    assert late <= 2 * 10**7, "no later than the worst of the offsets said"
+
+
+def test_a_real_jump_back_is_left_as_it_is() -> None:
+    times = NotBackwards({"s": 10**12})
+    sample = Sample("s", Schema((Channel("n", "B"),)), array("q", [10**11]), array("q", [0]), array("H", [1]), b"x")
+    times.keep(sample)
+    times.keep(sample)
+    assert sample.firsts[0] == 10**11

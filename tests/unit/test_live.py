@@ -68,7 +68,7 @@ def test_a_birth_names_everything_that_will_ever_come(tmp_path: Path) -> None:
             "spBv1.0/plant/DBIRTH/line-1/cam",
         ]
         assert [m.seq for m in bench.link.told] == [0, 1, 2]
-        assert node.values() == {"bdSeq": 0, "Node Control/Rebirth": False, "Alarm/too-hot": False}
+        assert node.values() == {"bdSeq": 0, "Node Control/Rebirth": False, "Alarm/too-hot": False, "Clock/known": True}
         assert node.metric("bdSeq").datatype == sparkplug.INT64
         rebirth = node.metric("Node Control/Rebirth")
         assert (rebirth.datatype, rebirth.alias) == (sparkplug.BOOLEAN, None)

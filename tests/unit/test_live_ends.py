@@ -34,7 +34,7 @@ def test_a_rebirth_is_a_whole_birth_with_the_same_bdseq_before_any_data(tmp_path
         assert bench.ncmd(REBIRTH)
         assert bench.link.kinds == ["NBIRTH", "DBIRTH", "DBIRTH"]
         node, press, _ = bench.link.told
-        assert node.values() == {"bdSeq": 1, "Node Control/Rebirth": False, "Alarm/too-hot": True}
+        assert node.values() == {"bdSeq": 1, "Node Control/Rebirth": False, "Alarm/too-hot": True, "Clock/known": True}
         assert press.values()["power/count"] == 5
         await asyncio.sleep(0.05)
         assert bench.link.kinds == ["NBIRTH", "DBIRTH", "DBIRTH"]  # what was due stands in the birth

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.clock import Clock
 from gateway.config import load
 from gateway.contract import Event, Severity, SourceState, Stamp
 from gateway.sync.sparkplug import UINT32, Metric, Value, encode
@@ -56,7 +57,7 @@ class Gateway:
         self.disk = Disk()
         self.written: list[tuple[str, str, Value]] = []
         config = load(path)
-        self.uplink = Uplink(config, config.uplink[0], self.disk, self._write, lambda what, why: None)
+        self.uplink = Uplink(config, config.uplink[0], self.disk, self._write, lambda what, why: None, clock=Clock())
 
     def _write(self, device: str, metric: str, value: Value) -> None:
         self.written.append((device, metric, value))

@@ -185,6 +185,26 @@ def test_pictures_go_oldest_first_and_once(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.parametrize("years", [-20, 20])
+def test_the_order_of_pictures_is_that_of_their_numbers_whatever_the_clock_said(tmp_path: Path, years: int) -> None:
+    """Dates of files follow every step of the clock."""
+
+    async def scenario() -> None:
+        year = 365 * 86_400 * 10**9
+        keep(tmp_path, "00000009-cam-a.jpg", 10)
+        keep(tmp_path, "00000010-cam-b.jpg", 10, age=years * year)
+        keep(tmp_path, "00000011-cam-c.jpg", 10, age=-years * year)
+        keep(tmp_path, "123456789-cam-d.jpg", 10, age=5 * year)
+        keep(tmp_path, "cam-of-an-older-version.jpg", 10)
+        async with line(tmp_path) as it:
+            it.sender.start()
+            await until(lambda: it.sender.delivered == 5)
+            assert [name[:3] for name, _ in it.sent] == ["cam", "000", "000", "000", "123"]
+            assert [name for name, _ in it.sent[1:]] == sorted(name for name, _ in it.sent[1:])
+
+    asyncio.run(scenario())
+
+
 def test_it_goes_on_where_the_receiver_is(tmp_path: Path) -> None:
     async def scenario() -> None:
         data = keep(tmp_path, NAME, 6 * BLOCK)
@@ -216,7 +236,7 @@ def test_lost_blocks_are_sent_again(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_sending_runs_only_a_little_ahead_and_yields(tmp_path: Path) -> None:
     async def scenario() -> None:
-        keep(tmp_path, NAME, 9 * BLOCK)
+        keep(tmp_path, NAME, (2 * pictures.AHEAD) * BLOCK)
         async with line(tmp_path) as it:
             it.lossy = set(range(100))
             it.free = False

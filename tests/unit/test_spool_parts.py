@@ -17,7 +17,7 @@ from gateway.contract import BatchKind, Frame, Severity, Stamp
 from gateway.errors import StoreError
 from gateway.store.ballast import Ballast
 from gateway.store.columns import Codec, Gap, Header, with_header
-from gateway.store.pace import Pace
+from gateway.store.pace import OWED_S, PIECES, SAVED_S, Pace
 from gateway.store.pictures import Pictures
 from gateway.store.retention import Policy
 from gateway.store.spool import Spool
@@ -39,30 +39,84 @@ def nothing_told(name: str, state: str, severity: Severity, message: str) -> Non
 
 def test_somebody_who_listens_waits_the_short_window() -> None:
     window = Pace(0.02, 1.0)
-    assert window.wait_s(eager=True) == 0.02
-    assert window.wait_s(eager=False) == 1.0
+    assert window.due(5.0, eager=False, listening=True) == 5.02
+    assert window.due(5.0, eager=False, listening=False) == 6.0
+    assert window.due(5.0, eager=True, listening=False) == 5.02
 
 
 def test_a_slow_disk_widens_the_window_and_the_declared_one_bounds_it() -> None:
     window = Pace(0.02, 0.5)
     for _ in range(100):
-        window.took(0.1)
-    assert 0.19 < window.wait_s(eager=True) <= 0.2
+        window.took(0.1, 0.0)
+    assert 0.19 < window.due(0.0, eager=True, listening=True) <= 0.2
     for _ in range(100):
-        window.took(10.0)
-    assert window.wait_s(eager=True) == 0.5
+        window.took(10.0, 0.0)
+    assert window.due(0.0, eager=True, listening=True) == 0.5
 
 
 def test_without_a_declared_window_the_wait_is_fixed() -> None:
-    window = Pace(0.02, 0.0)
-    window.took(5.0)
-    assert window.wait_s(eager=True) == window.wait_s(eager=False) == 0.02
+    window = Pace(0.02, 0.0, wear_day=1.0, written=iter(range(0, 10**9, 10**6)).__next__)
+    window.took(5.0, 0.0)
+    for eager in (True, False):
+        assert window.due(0.0, eager=eager, listening=True) == 0.02
+        assert window.due(0.0, eager=eager, listening=False) == 0.02
+
+
+class Disk:
+    """What was written to it, as `Pace` asks."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def written(self) -> int:
+        return self.bytes
+
+
+@given(cost=st.integers(1000, 10**6), rate=st.floats(1, 500), budget=st.floats(1e8, 1e11))
+def test_a_steady_flow_keeps_the_budget_or_waits_the_whole_window(cost: int, rate: float, budget: float) -> None:
+    """The same bytes a commit, readings of one rate: an hour's worth is simulated by its commits."""
+    disk, now, last = Disk(), 1000.0, 0.0
+    window = Pace(0.02, 1.0, budget, disk.written)
+    waits = []
+    for _ in range(2000):
+        first = now + 1 / rate  # the next reading
+        now = max(first, window.due(first, eager=False, listening=True))
+        waits.append(now - first)
+        last = disk.bytes
+        disk.bytes += cost
+        window.took(0.0, now)
+    assert min(waits) >= 0.02 - 1e-6 and max(waits) <= 1.0 + 1e-6
+    allowed = (now - 1000.0 + SAVED_S) * budget / 86_400
+    assert last <= allowed + 1 or waits[-1] > 1.0 - 1e-6, "over the budget although it could have waited"
+    if cost * 86_400 / (0.02 + 1 / rate) < budget / 2:
+        assert max(waits) < 0.021, "waited although the budget was not used"
+
+
+def test_what_is_urgent_does_not_wait_for_the_budget() -> None:
+    disk = Disk()
+    window = Pace(0.02, 1.0, 1e9, disk.written)
+    disk.bytes = 10**9  # a bundle came in
+    window.took(0.0, 100.0)
+    assert window.due(100.0, eager=False, listening=True) == 101.0
+    assert window.due(100.0, eager=True, listening=True) == 100.02
+    after = 100.0 + OWED_S
+    assert window.due(after, eager=False, listening=True) == pytest.approx(after + 0.02), "forgiven after a while"
 
 
 def test_what_comes_after_a_pause_is_no_steady_flow() -> None:
     window = Pace(0.02, 1.0)
     assert [window.begins(i * 0.9) for i in range(10)] == [False] * 8 + [True] * 2
     assert [window.begins(now) for now in (8.2, 9.3, 9.4)] == [True, False, False]
+
+
+def test_a_flow_that_waits_its_whole_window_stays_one() -> None:
+    window, now, steady = Pace(0.02, 1.0), 0.0, []
+    for _ in range(30):
+        now += 0.05  # to the next reading
+        steady.append(window.begins(now))
+        now = window.due(now, eager=not steady[-1], listening=False)
+        window.ends(now)  # the next reading may well come before the commit is over
+    assert steady == [False] * 8 + [True] * 22
 
 
 def test_commits_are_rare_while_nobody_listens_and_events_do_not_wait(tmp_path: Path) -> None:
@@ -86,7 +140,7 @@ def test_commits_are_rare_while_nobody_listens_and_events_do_not_wait(tmp_path: 
             await spool.rewind_point({})  # an uplink is back
             await asyncio.wait_for(waiting, 1.5)
             spool.listening = lambda: False
-            many = [spool.append_samples([counted(STREAM, 10 + i, 1)], None) for i in range(64)]
+            many = [spool.append_samples([counted(STREAM, 10 + i, 1)], None) for i in range(PIECES)]
             await asyncio.wait_for(asyncio.gather(*many), 1.5)  # a node's ring is not filled while it waits
 
     asyncio.run(scenario())

@@ -151,3 +151,36 @@ def test_times_are_written_as_they_are_read() -> None:
         parse_time("2027-05-01T12:00:00.25")
         == round(datetime(2027, 5, 1, 12, tzinfo=UTC).timestamp()) * SECOND + 25 * 10**7
     )
+
+
+def test_the_spool_writes_down_what_dates_earlier_readings_with_the_first_commit_that_knows(tmp_path: Path) -> None:
+    """No later upkeep is needed: a chart or an export by another process has the dates at once."""
+    times = Times(wall=0, error=UNDISCIPLINED_NS)
+    bench = Bench(tmp_path / "spool.db", times=times)
+    bench.readings(STREAM, 5)
+    times.wait(60 * SECOND)
+    times.wall = parse_time("2027-05-01T12:00:00Z")
+    bench.row("events", b"{}")
+    assert [when[:16] if when else None for _, when in exported(bench)] == ["2027-05-01T11:58"] * 5
+    times.wall, times.error = parse_time("2029-05-01T12:00:00Z"), 10**6
+    times.wait(20 * SECOND)
+    bench.row("events", b"{}")
+    assert [when[:7] if when else None for _, when in exported(bench)] == ["2029-05"] * 5
+    with Query(bench.path) as query:
+        day = parse_time("2029-05-01")
+        assert sum(point.n for point in query.series(STREAM, "count", day, day + DAY, 24)) == 5
+
+
+def test_the_newest_time_of_a_source_outlives_the_daemon_and_not_the_boot(tmp_path: Path) -> None:
+    times = Times()
+    bench = Bench(tmp_path / "spool.db", times=times)
+    assert bench.tables.newest("press") == {}
+    bench.readings(STREAM, 5)
+    bench.row("events", b"{}")
+    newest = times.mono - 5_000_000
+    bench.again()
+    assert bench.tables.newest("press") == {STREAM: newest}
+    assert bench.tables.newest("events") == {}
+    times.reboot("boot-2")
+    bench.again()
+    assert bench.tables.newest("press") == {}
