@@ -147,7 +147,7 @@ def _check(args: argparse.Namespace) -> int:
 
 def _summary(path: Path, config: Config) -> str:
     lines = [f"{path}: fine"]
-    lines += [f"  source    {s.name}: {s.__struct_config__.tag}" for s in config.source]
+    lines += [f"  source    {s.name}: {getattr(s, 'of', s.__struct_config__.tag)}" for s in config.source]
     lines += [f"  model     {m.name}: {m.bundle}" for m in config.model]
     lines += [
         f"  pipeline  {p.name}: {p.source}{'/' + p.stream if p.stream else ''}{_closer(p)} -> {p.model}"

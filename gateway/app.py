@@ -1,9 +1,10 @@
-"""The daemon: ties the rooms together. The only place that names concrete classes."""
+"""The daemon: ties the rooms together. Only it and `gateway.sources` name concrete classes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections import deque
@@ -16,13 +17,10 @@ import msgspec
 
 import gateway
 from gateway import control
-from gateway.acquire.node import NodeSource
-from gateway.acquire.replay import PictureReplay
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
 from gateway.clockwatch import ClockWatch
-from gateway.config import Config, SourceTable
-from gateway.config import NodeSource as NodeTable
+from gateway.config import Config
 from gateway.contract import (
     EVENTS_STREAM,
     Batch,
@@ -50,6 +48,7 @@ from gateway.inference import engines
 from gateway.panel import process as panel_process
 from gateway.pipelines import Pipelines
 from gateway.remote import Remote
+from gateway.sources import make_source
 from gateway.store.pictures import Pictures
 from gateway.store.settings import spool_settings
 from gateway.store.spool import Spool
@@ -153,7 +152,8 @@ class App:
             config, self._engines, self.clock, self._inferred, self._looked, lambda name: partial(self.notify, name)
         )
         for source in config.source:
-            self._sources.append(self._make_source(source))
+            mark, newest = self.spool.mark(source.name), self.spool.newest(source.name)
+            self._sources.append(make_source(source, config, mark, self.clock, newest))
         self._writes = Writes({source.name: source for source in self._sources}, partial(self.notify, "commands"))
         self._uplinks = [
             Uplink(
@@ -200,13 +200,6 @@ class App:
         await asyncio.wait([self._event(event)], timeout=LEAVE_S)
         for uplink in self._uplinks:
             uplink.leave()
-
-    def _make_source(self, table: SourceTable) -> Source:
-        if isinstance(table, NodeTable):
-            port = table.port if "://" in table.port else str(self.config.path(table.port))
-            table = msgspec.structs.replace(table, port=port)
-            return NodeSource(table, self.spool.mark(table.name), self.clock, self.spool.newest(table.name))
-        return PictureReplay(table, self.config.path(table.folder), self.clock)
 
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
@@ -357,7 +350,8 @@ class App:
         if (sample := self._newest.get(name)) is None:
             return StreamStatus(name, kind, next_seq, confirmed)
         units = {channel.name: channel.unit for channel in sample.schema.channels}
-        return StreamStatus(name, kind, next_seq, confirmed, sample.newest(), units)
+        values = {name: value for name, value in sample.newest().items() if math.isfinite(value)}  # JSON has no NaN
+        return StreamStatus(name, kind, next_seq, confirmed, values, units)
 
     def _process(self) -> ProcessStatus:
         with open("/proc/self/statm") as file:

@@ -12,28 +12,20 @@ import re
 import tomllib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
 from gateway.cascade import resolve
 from gateway.contract import TOPIC_ROOT
-from gateway.errors import ConfigError, ModelError
-from gateway.infer import device
-
-Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,47}$")]
-Port = Annotated[int, Meta(ge=1, le=65535)]
-Positive = Annotated[int, Meta(gt=0)]
-Score = Annotated[float, Meta(ge=0.0, le=1.0)]
-Seconds = Annotated[float, Meta(ge=0.0)]
+from gateway.errors import ConfigError, OctogateError
+from gateway.model_tables import InferenceTable, ModelTable, check_devices
+from gateway.source_tables import ModbusDevice, ModbusSource, PluginSource, TextLine, TextSource
+from gateway.tables import Name, Port, Positive, Score, Seconds, Table
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_SOCKET_PATH = 107  # bytes of sun_path, `man 7 unix`
-
-
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One TOML table; a key that is not declared is an error."""
 
 
 class GatewayTable(Table, frozen=True):
@@ -118,41 +110,7 @@ class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
     loop: bool = True
 
 
-SourceTable = NodeSource | PicturesSource
-
-
-class ModelTable(Table, frozen=True):
-    name: Name
-    bundle: str
-    threads: Annotated[int, Meta(ge=0, le=64)] = 0  # 0 or left out: as many as were measured best
-    deadline_ms: Annotated[int, Meta(ge=0, le=600_000)] = 0  # 0 takes the bundle's own limit
-    backend: str = ""  # onnx, litert, openvino; empty takes what was measured best
-    device: str = ""  # CPU, or a backend's word for another; empty takes what was measured best
-    nice: Annotated[int, Meta(ge=0, le=19)] = 10
-    max_input_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048
-    priority: Annotated[int, Meta(ge=-100, le=100)] = 0  # the highest goes first when processors are short
-    workers: Annotated[int, Meta(ge=1, le=16)] = 1  # processes that compute it side by side
-    worker: Annotated[str, Meta(pattern=r"^([a-z0-9][a-z0-9_-]{0,47})?$")] = (
-        ""  # models of one name here share one process
-    )
-
-
-Words = Annotated[tuple[Annotated[str, Meta(min_length=1, max_length=device.MAX_WORD)], ...], Meta(max_length=16)]
-
-
-class InferenceTable(Table, frozen=True):
-    """What to compute on, and how much of it; docs/runtimes.md says how devices are named."""
-
-    cpus: Annotated[int, Meta(ge=0, le=1024)] = 0  # threads that may compute at a time; 0: as many as processors
-    standby_mib: Annotated[int, Meta(ge=0, le=1 << 20)] = 512  # resident memory of all standby workers; 0: none
-    objective: Literal["latency", "throughput", "energy"] = "latency"  # what measured candidates are chosen by
-    providers: Words = ()  # execution providers of ONNX Runtime
-    delegates: Words = ()  # of LiteRT, by library
-    openvino_devices: Words = ()
-
-    def devices(self, backend: str) -> tuple[str, ...]:
-        """The words for one backend, for its `devices`."""
-        return {"onnx": self.providers, "litert": self.delegates, "openvino": self.openvino_devices}[backend]
+SourceTable = NodeSource | PicturesSource | ModbusSource | TextSource | PluginSource
 
 
 class TrustTable(Table, frozen=True):
@@ -266,6 +224,8 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: base: unknown key", hint="delete the line")
     if alone := isinstance(raw.get("uplink"), dict):
         raw["uplink"] = [raw["uplink"]]
+    if isinstance(raw.get("source"), list):
+        raw["source"] = _of_packages(path, raw["source"])
     try:
         config = msgspec.convert({**raw, "base": str(path.absolute().parent)}, Config)
     except msgspec.ValidationError as error:
@@ -275,9 +235,23 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: gateway.data_dir: too long a path for its control socket", hint="at most 90 bytes")
     config = msgspec.structs.replace(config, pipeline=_resolved_pipelines(path, config))
     _check_references(path, config)
-    _check_devices(path, config.inference)
+    check_devices(path, config.inference)
     _check_files(path, config)
+    _check_sources(path, config)
     return config
+
+
+def _of_packages(path: Path, tables: list[Any]) -> list[Any]:
+    """Tables of a kind that is not ours, wrapped; what is ours stays a strict union."""
+    known = {table.__struct_config__.tag for table in get_args(SourceTable)}
+    kinds = [table.get("kind") if isinstance(table, dict) else None for table in tables]
+    if PluginSource.__struct_config__.tag in kinds:  # how they are wrapped is nobody's to write
+        raise ConfigError(f"{path}: source[{kinds.index('plugin')}]: 'plugin' is not a known kind", hint="name its own")
+    if known.issuperset(kind for kind in kinds if isinstance(kind, str)):
+        return tables
+    from gateway import plugins
+
+    return plugins.wrap(tables, known)
 
 
 def _explained(path: Path, message: str) -> ConfigError:
@@ -304,7 +278,8 @@ def _explained(path: Path, message: str) -> ConfigError:
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
         Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
-        ModelTable, InferenceTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
+        ModbusSource, ModbusDevice, TextSource, TextLine, ModelTable, InferenceTable, TrustTable, PipelineTable,
+        ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
 
@@ -327,7 +302,9 @@ def _check_references(path: Path, config: Config) -> None:
     for i, pipeline in enumerate(config.pipeline):
         _known(path, f"pipeline[{i}].source", pipeline.source, sources)
         _known(path, f"pipeline[{i}].model", pipeline.model, models)
-        if not pipeline.after and (kinds[pipeline.source] is PicturesSource) == bool(pipeline.stream):
+        kind = kinds[pipeline.source]
+        camera = kind is PicturesSource
+        if not pipeline.after and kind is not PluginSource and camera == bool(pipeline.stream):
             need = "takes no stream: delete the line" if pipeline.stream else "needs stream = the node's stream"
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
         if pipeline.window and pipeline.hop > pipeline.window:
@@ -360,19 +337,6 @@ def _known(path: Path, key: str, name: str, names: set[str]) -> None:
     raise ConfigError(f"{path}: {key}: there is no '{name}'", hint=hint)
 
 
-def _check_devices(path: Path, table: InferenceTable) -> None:
-    for key, parse in (
-        ("providers", device.provider),
-        ("delegates", device.delegate),
-        ("openvino_devices", device.target),
-    ):
-        for i, word in enumerate(getattr(table, key)):
-            try:
-                parse(word)
-            except ModelError as error:
-                raise ConfigError(f"{path}: inference.{key}[{i}]: {error.what}", hint=error.hint) from error
-
-
 def _check_files(path: Path, config: Config) -> None:
     """What must be there before the daemon starts; a device may come later, a file will not."""
     wanted = [(f"model[{i}].bundle", m.bundle) for i, m in enumerate(config.model)]
@@ -395,3 +359,14 @@ def _check_files(path: Path, config: Config) -> None:
                 f"{path}: source[{i}].folder: no folder {config.path(source.folder)}",
                 hint="make it or mend the path",
             )
+
+
+def _check_sources(path: Path, config: Config) -> None:
+    """What a table of a source says beyond its types."""
+    from gateway.source_checks import check_source  # parts of it need this module
+
+    for i, source in enumerate(config.source):
+        try:
+            check_source(source, config)
+        except OctogateError as error:
+            raise ConfigError(f"{path}: source[{i}]: {error.what}", hint=error.hint) from error

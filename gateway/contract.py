@@ -275,6 +275,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
     bad: int = 0  # frames of bytes refused (checksum, length, type)
     resent: int = 0  # frames that came again and were already taken
     gaps: int = 0  # times a frame was missing and was asked for again
+    bad_lines: tuple[str, ...] = ()  # of a sensor that sends text: the newest that could not be used, and why
 
 
 class StreamStatus(msgspec.Struct, frozen=True):

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from gateway.config import Config, ModelTable
+from gateway.config import Config
 from gateway.infer.budget import Budget
 from gateway.infer.crew import Crew
 from gateway.infer.engine import Engine
 from gateway.infer.order import first_candidates, order_of
+from gateway.model_tables import ModelTable
 
 
 def engines(config: Config, notify: Callable[..., None]) -> dict[str, Engine]:

@@ -16,10 +16,11 @@ from pathlib import Path
 import msgspec
 
 from gateway.command import Change
-from gateway.config import Config, NodeSource
+from gateway.config import Config, PicturesSource
 from gateway.contract import BatchKind
 from gateway.errors import ModelError, StoreError
 from gateway.infer.bundle import read_manifest
+from gateway.source_tables import PluginSource
 from gateway.store.columns import Codec, read_header
 from gateway.store.schema import connect_reader
 
@@ -166,7 +167,7 @@ def _named(table: str, before: Mapping[str, msgspec.Struct], after: Mapping[str,
 
 
 def _kind(table: msgspec.Struct) -> str:
-    return str(table.__struct_config__.tag or "")
+    return table.of if isinstance(table, PluginSource) else str(table.__struct_config__.tag or "")
 
 
 def _detail(before: msgspec.Struct, after: msgspec.Struct) -> str:
@@ -192,11 +193,13 @@ def _value(value: object) -> str:
 
 def _devices(config: Config) -> Iterator[str]:
     for source in config.source:
-        if isinstance(source, NodeSource):
-            port = source.port if "://" in source.port else config.path(source.port)
-            yield f"{port} ({source.name})"
-        else:
+        if isinstance(source, PicturesSource):
             yield f"{config.path(source.folder)} ({source.name})"
+        elif isinstance(source, PluginSource):  # what it opens, only its package knows
+            yield f"{source.of} ({source.name})"
+        else:
+            is_path = "://" not in source.port and not source.port.startswith("usb:")
+            yield f"{config.path(source.port) if is_path else source.port} ({source.name})"
 
 
 # --- memory, disk, backlog ------------------------------------------------------------------------------------------
@@ -222,7 +225,7 @@ def _needs(config: Config) -> dict[str, int]:
 def _disk(old: Config, new: Config, rates: Mapping[str, Rate]) -> Disk:
     stay = {stream: rate for stream, rate in rates.items() if _origin(stream) not in _gone(old, new)}
     measured = {_origin(stream) for stream in rates}
-    unknown = [s.name for s in new.source if isinstance(s, NodeSource)] + [p.name for p in new.pipeline]
+    unknown = [s.name for s in new.source if not isinstance(s, PicturesSource)] + [p.name for p in new.pipeline]
     per_day = _per_day(rate.bytes_s for rate in rates.values()), _per_day(rate.bytes_s for rate in stay.values())
     return Disk(
         per_day=per_day,

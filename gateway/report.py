@@ -20,6 +20,7 @@ def status_text(status: GatewayStatus) -> str:
         for s in status.sources
     ]
     parts.append(_table(("source", "kind", "state", "taken", "lost", "bad", "gaps", "detail"), sources))
+    parts += [f"bad lines of {s.name}\n  " + "\n  ".join(s.bad_lines) for s in status.sources if s.bad_lines]
     streams = [
         (
             s.name,

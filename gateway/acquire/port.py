@@ -17,6 +17,7 @@ import errno
 import os
 import termios
 
+from gateway.acquire.identity import find_port
 from gateway.errors import SourceError
 
 _READ_BYTES = 65536
@@ -41,9 +42,10 @@ class SerialPort:
     """An open port; close it at once when it is gone, or the device comes back under another name.
 
     Args:
-        device: a path, best one from /dev/serial/by-id.
+        device: a path, best one from /dev/serial/by-id, or a USB identity: see `gateway.acquire.identity`.
         baud: as pyserial takes it.
         period_s: how long the bytes of a steady trickle may wait in the line.
+        parity, data_bits, stop_bits: as pyserial takes them.
 
     Attributes:
         since: when the oldest byte of the last `take` may have come, loop time.
@@ -52,13 +54,17 @@ class SerialPort:
         SourceError: it is not there, taken, or no serial port; the hint says what to do.
     """
 
-    def __init__(self, device: str, baud: int, period_s: float) -> None:
+    def __init__(
+        self, device: str, baud: int, period_s: float, *, parity: str = "N", data_bits: int = 8, stop_bits: int = 1
+    ) -> None:
         import serial  # 1 MB, and no gateway without a node needs it
 
-        self.device = device
+        self.device = device = find_port(device)
         try:
             # inter_byte_timeout makes VMIN 1: with pyserial's own 0 an empty read is b"", as after an unplug
-            self._serial = serial.Serial(device, baud, timeout=0, inter_byte_timeout=0, exclusive=True)
+            self._serial = serial.Serial(
+                device, baud, data_bits, parity, stop_bits, timeout=0, inter_byte_timeout=0, exclusive=True
+            )
         except (OSError, ValueError, termios.error) as error:  # SerialException is an OSError
             number = getattr(error, "errno", None)
             reason = os.strerror(number) if number else str(error)

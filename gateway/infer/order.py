@@ -8,13 +8,14 @@ from pathlib import Path
 
 import msgspec
 
-from gateway.config import Config, ModelTable
+from gateway.config import Config
 from gateway.errors import ModelError
 from gateway.infer import ranking
 from gateway.infer.bundle import read_manifest
 from gateway.infer.candidate import CPU, NAMES, Candidate, defaults
 from gateway.infer.manifest import Manifest
 from gateway.infer.ranking import Objective
+from gateway.model_tables import ModelTable
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):

@@ -174,7 +174,7 @@ def test_a_value_that_the_example_has_no_place_for_is_an_error() -> None:
 def test_the_example_shows_every_key() -> None:
     text = demo_factory.EXAMPLE.read_text()
     shown = set(re.findall(r"^#?([a-z_]+) = ", text, re.MULTILINE)) | set(
-        re.findall(r"^\[+([a-z.]+)", text, re.MULTILINE)
+        re.findall(r"^#?\[+([a-z.]+)", text, re.MULTILINE)
     )
     shown |= {part for name in shown for part in name.split(".")}
     assert config._all_keys() - {"base"} <= shown
