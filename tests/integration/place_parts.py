@@ -7,8 +7,8 @@
     python -m tests.integration.place_parts daemon ARGUMENTS  octogate, which takes any load for calm and measures quickly
 
 At the ordinary priority: on the machines that run tests the lowest may get nothing for minutes.
-COUNTER holds how many have been killed: the first is killed at STEP, the second one step later, and so on. Steps: what
-it tells, then before and after the result is renamed into place.
+COUNTER holds how many have been killed: the first is killed at STEP, the second one step later, and so on. Steps are
+what it tells; -2 is before the result is renamed into place, -1 after it.
 """
 
 from __future__ import annotations
@@ -37,17 +37,20 @@ def cut(step: int, argument: str) -> int:
     """Ends by SIGKILL at `step`; `ranking.save` renames with Path.replace."""
     taken = 0
 
+    def die_at(this: int) -> None:
+        if this == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def count(*_: Any) -> None:
         nonlocal taken
         taken += 1
-        if taken == step:
-            os.kill(os.getpid(), signal.SIGKILL)
+        die_at(taken)
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
         def save(*args: Any) -> Any:
-            count()
+            die_at(-2)
             done = real(*args)
-            count()
+            die_at(-1)
             return done
 
         return save

@@ -1,12 +1,14 @@
 """Failover with a real runtime: a simulated device (OpenVINO's CPU plugin under a second name) that fails in each way."""
 
 import asyncio
+import contextlib
 import os
 from pathlib import Path
 
 import pytest
 
 from gateway.child import python_module
+from gateway.errors import ModelError
 from gateway.infer.breaker import Recovery
 from gateway.infer.candidate import Candidate
 from tests.unit import bundles
@@ -70,7 +72,8 @@ def test_a_worker_in_service_finds_out_by_itself_that_it_computes_wrongly(tmp_pa
         ):
             await engine.run(bundles.window(1), bundles.MEDIA)
             switch.write_text("wrong")
-            await engine.run(bundles.window(1), bundles.MEDIA)
+            with contextlib.suppress(ModelError):  # the look after the first answer may have found it already
+                await engine.run(bundles.window(1), bundles.MEDIA)
             assert "golden sample" in await events.seen("model.restarted", "point")
             assert "no variant runs here" in await events.seen("model.failed", "raised")
             switch.unlink()

@@ -1,6 +1,7 @@
 """OpenVINO IR in bundles: two members, the weights used where they lie."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from gateway.errors import ModelError
 from gateway.infer import backend, golden, openvino
 from gateway.infer.bundle import Bundle
-from gateway.infer.candidate import defaults
+from gateway.infer.candidate import Candidate, Report, defaults
 from gateway.infer.manifest import Precision, Variant
 from gateway.infer.recipe import Recipe
 from sdk.bundle import openvino_variant
@@ -62,3 +63,47 @@ def test_an_ir_is_two_files(tmp_path: Path) -> None:
     (tmp_path / "model.xml").write_text("<net/>")
     with pytest.raises(ModelError, match=r"cannot read the IR.*model\.bin"):
         openvino_variant(tmp_path / "model.xml", "fp32")
+
+
+class Failing(ov.Op):  # type: ignore[misc,name-defined]
+    """Computes nothing; raises as a device does that is lost, once `lost` is set."""
+
+    lost = False
+
+    def __init__(self, inputs: Any = None) -> None:
+        super().__init__(self, inputs)
+        self.constructor_validate_and_infer_types()
+
+    def validate_and_infer_types(self) -> None:
+        self.set_output_type(0, self.get_input_element_type(0), self.get_input_partial_shape(0))
+
+    def clone_with_new_inputs(self, new_inputs: Any) -> "Failing":
+        return Failing(new_inputs)
+
+    def evaluate(self, outputs: Any, inputs: Any) -> bool:
+        if Failing.lost:
+            raise RuntimeError("ZE_RESULT_ERROR_DEVICE_LOST (simulated)")
+        np.copyto(outputs[0].data, inputs[0].data)
+        return True
+
+    def has_evaluate(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_device_that_raises_is_heard_whatever_the_threads(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    """OpenVINO 2026.4 with one thread: `infer()` raises nothing and leaves the outputs of the run before."""
+    x = ov.opset8.parameter([1, 4], np.float32)
+    copied = Failing([x.output(0)]).output(0)
+    model = ov.Model([ov.opset8.add(copied, copied)], [x], "fails")
+    compiled = ov.Core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads})
+    variant = Variant(file="model.onnx", format="onnx", precision="fp32")
+    how = Candidate(backend="openvino", file="model.onnx", precision="fp32", threads=threads)
+    report = Report(device="CPU", precision="fp32", threads=threads, partition={}, detail="")
+    runner = openvino.OpenvinoRunner(compiled, variant, how, report, b"")
+    numbers = np.array([[1, 2, 3, 4]], np.float32)
+    assert runner([numbers])[0].tolist() == [[2, 4, 6, 8]]
+    assert np.isnan(runner([numbers * np.nan])[0]).all(), "an answer like the mark is an answer"
+    monkeypatch.setattr(Failing, "lost", True)
+    with pytest.raises(ModelError, match="OpenVINO failed"):
+        runner([numbers])
