@@ -16,10 +16,12 @@ import msgspec
 
 import gateway
 from gateway import control
+from gateway.acquire.camera import CameraSource
 from gateway.acquire.node import NodeSource
 from gateway.acquire.replay import PictureReplay
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
+from gateway.config import CameraSource as CameraTable
 from gateway.config import Config, ModelTable, PipelineTable, SourceTable
 from gateway.config import NodeSource as NodeTable
 from gateway.contract import (
@@ -189,6 +191,8 @@ class App:
             port = table.port if "://" in table.port else str(self.config.path(table.port))
             table = msgspec.structs.replace(table, port=port)
             return NodeSource(table, self.spool.mark(table.name), self.clock)
+        if isinstance(table, CameraTable):
+            return CameraSource(table, str(self.config.path(table.device)), self.clock)
         return PictureReplay(table, self.config.path(table.folder), self.clock)
 
     def _make_engine(self, table: ModelTable) -> Engine:
@@ -251,7 +255,7 @@ class App:
         pipelines = self._camera_pipelines.get(frame.source, ())
         for pipeline in pipelines:
             pipeline.frame(frame)
-        if not pipelines:
+        if not pipelines and not frame.media.startswith("image/x-"):
             self._frames[frame.source] = frame
         for uplink in self._uplinks:
             uplink.source(frame.source, SourceState.OK)

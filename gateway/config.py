@@ -112,7 +112,22 @@ class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
     loop: bool = True
 
 
-SourceTable = NodeSource | PicturesSource
+class CameraSource(Table, frozen=True, tag_field="kind", tag="camera"):
+    """A USB camera (V4L2)."""
+
+    name: Name
+    device: str  # /dev/v4l/by-id/... or by-path/...; `octogate cameras` lists them
+    width: Annotated[int, Meta(ge=16, le=16384)] = 640
+    height: Annotated[int, Meta(ge=16, le=16384)] = 480
+    fps: Annotated[float, Meta(gt=0, le=240)] = 5.0
+    format: Literal["auto", "mjpeg", "yuyv"] = "auto"
+    controls: dict[str, int] = {}  # exposure, gain, focus and whatever else the camera has
+    memory_mib: Annotated[int, Meta(ge=1, le=1024)] = 32  # most that its pictures may take
+    silent_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0  # no whole picture for so long: it is opened again
+
+
+SourceTable = NodeSource | PicturesSource | CameraSource
+CAMERAS = (PicturesSource, CameraSource)  # kinds that give pictures and nothing else
 
 
 class ModelTable(Table, frozen=True):
@@ -265,7 +280,7 @@ def _explained(path: Path, message: str) -> ConfigError:
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
         Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
-        ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
+        CameraSource, ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
 
@@ -280,7 +295,7 @@ def _check_references(path: Path, config: Config) -> None:
     for i, pipeline in enumerate(config.pipeline):
         _known(path, f"pipeline[{i}].source", pipeline.source, sources)
         _known(path, f"pipeline[{i}].model", pipeline.model, models)
-        if (kinds[pipeline.source] is PicturesSource) == bool(pipeline.stream):
+        if (kinds[pipeline.source] in CAMERAS) == bool(pipeline.stream):
             need = "takes no stream: delete the line" if pipeline.stream else "needs stream = the node's stream"
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
         if pipeline.window and pipeline.hop > pipeline.window:

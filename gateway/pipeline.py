@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from gateway.analyse.windows import Window, Windows
 from gateway.clock import Clock
 from gateway.config import PipelineTable
@@ -31,6 +33,8 @@ class Answer(Protocol):
     def bundle(self) -> str: ...
     @property
     def took_us(self) -> int: ...
+    @property
+    def picture(self) -> bytes: ...
 
 
 class Engine(Protocol):
@@ -100,6 +104,8 @@ class Pipeline:
             result=answer.result,
             input_seq=seq,
         )
+        if frame is not None and answer.picture:  # what people see and what is kept is what the model saw
+            frame = msgspec.structs.replace(frame, data=answer.picture, media="image/jpeg")
         self._done(self.newest, frame)
 
 

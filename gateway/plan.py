@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.command import Change
-from gateway.config import Config, NodeSource
+from gateway.config import CameraSource, Config, NodeSource
 from gateway.contract import BatchKind
 from gateway.errors import ModelError, StoreError
 from gateway.infer.bundle import read_manifest
@@ -196,7 +196,8 @@ def _devices(config: Config) -> Iterator[str]:
             port = source.port if "://" in source.port else config.path(source.port)
             yield f"{port} ({source.name})"
         else:
-            yield f"{config.path(source.folder)} ({source.name})"
+            path = source.device if isinstance(source, CameraSource) else source.folder
+            yield f"{config.path(path)} ({source.name})"
 
 
 # --- memory, disk, backlog ------------------------------------------------------------------------------------------

@@ -43,12 +43,14 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         backend: what computed it, for example `onnx fp32 x1`.
         bundle: the first 12 hex digits of the bundle's digest.
         took_us: from the call of `run` to having the result, queueing and redone attempts included.
+        picture: the JPEG that was made of an uncompressed picture; empty for any other input.
     """
 
     result: Result
     backend: str
     bundle: str
     took_us: int
+    picture: bytes = b""
 
 
 class _Job:
@@ -126,7 +128,7 @@ class Engine:
 
         Args:
             data: a picture's file or the packed records of a window.
-            media: `image/jpeg`, `image/png` or `records;<Schema.spec()>`.
+            media: `image/jpeg`, `image/png`, `image/x-yuyv;<width>;<height>;<stride>` or `records;<Schema.spec()>`.
 
         Raises:
             ModelError: the input is not usable, kills every worker, or the model cannot be loaded.
@@ -147,11 +149,14 @@ class Engine:
         if answer.kind is Kind.REFUSED:
             fault = _decode_fault(answer.payload)
             raise ModelError(fault.what, hint=fault.hint)
-        result = _decode_result(answer.payload)
+        payload, picture = answer.payload, b""
+        if answer.kind is Kind.PICTURED:
+            payload, picture = wire.unpack_pictured(payload)
+        result = _decode_result(payload)
         ready = self._ready
         assert ready is not None  # an answer came
         took = (time.monotonic_ns() - started) // 1000
-        return Answer(result, ready.backend, ready.digest[:12], took)
+        return Answer(result, ready.backend, ready.digest[:12], took, picture)
 
     def status(self) -> ModelStatus:
         """A snapshot; the percentiles are over the last runs, from handing a job over to its answer."""

@@ -14,9 +14,11 @@ import msgspec
 
 INLINE_MAX = 32 << 10  # larger inputs go through shared memory
 PACKET_MAX = 128 << 10
+PICTURE_MAX = 112 << 10  # of a JPEG in an answer
 NO_SLOT = 255
 
 _JOB = struct.Struct("<IIHB")  # job number, bytes of data, bytes of media, slot
+_LENGTH = struct.Struct("<I")
 _ANSWER = struct.Struct("<IIB")  # job number, microseconds in the worker, kind
 
 
@@ -58,6 +60,7 @@ class Kind(IntEnum):
     UNUSABLE = 2  # payload: Fault; the bundle or every runtime is, and the worker ends
     RESULT = 3  # payload: Result
     REFUSED = 4  # payload: Fault; this input is not usable, the worker goes on
+    PICTURED = 5  # payload: u32 bytes of the Result, Result, the JPEG that was made of an uncompressed picture
 
 
 _KINDS = {int(kind): kind for kind in Kind}  # an enum's own look-up takes a microsecond
@@ -106,6 +109,19 @@ def unpack_job(packet: memoryview) -> Job:
 def pack_answer(number: int, took_us: int, kind: Kind, payload: bytes) -> bytes:
     """A whole packet."""
     return _ANSWER.pack(number, min(took_us, 0xFFFFFFFF), kind) + payload
+
+
+def pack_pictured(result: bytes, picture: bytes) -> bytes:
+    """The payload of PICTURED."""
+    return _LENGTH.pack(len(result)) + result + picture
+
+
+def unpack_pictured(payload: bytes) -> tuple[bytes, bytes]:
+    """Result and picture; whatever the payload is."""
+    if len(payload) < _LENGTH.size:
+        return payload, b""
+    end = _LENGTH.size + _LENGTH.unpack_from(payload)[0]
+    return payload[_LENGTH.size : end], payload[end:]
 
 
 def unpack_answer(packet: bytes | memoryview) -> Answer:

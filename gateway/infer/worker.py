@@ -116,16 +116,24 @@ def serve(channel: socket.socket, memory: memoryview, slot_bytes: int, answer: A
             at = job.slot * slot_bytes
             data = memory[at : at + job.size]
         try:
-            result = answer(data, job.media)
+            kind, payload = _answered(answer, data, job.media)
         except ModelError as error:
             reply = _fault(job.number, Kind.REFUSED, error)
         else:
-            took = (time.monotonic_ns() - started) // 1000
-            reply = wire.pack_answer(job.number, took, Kind.RESULT, _encode(result))
+            reply = wire.pack_answer(job.number, (time.monotonic_ns() - started) // 1000, kind, payload)
         try:
             channel.send(reply)
         except (BrokenPipeError, ConnectionResetError):
             return
+
+
+def _answered(answer: Answerer, data: memoryview, media: str) -> tuple[Kind, bytes]:
+    if not media.startswith("image/x-"):
+        return Kind.RESULT, _encode(answer(data, media))
+    from gateway.infer import raw  # loads OpenCV
+
+    jpeg = raw.to_jpeg(data, media, wire.PICTURE_MAX)
+    return Kind.PICTURED, wire.pack_pictured(_encode(answer(memoryview(jpeg), "image/jpeg")), jpeg)
 
 
 def _fault(number: int, kind: Kind, error: ModelError) -> bytes:
