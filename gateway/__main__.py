@@ -1,4 +1,4 @@
-"""The command line: `octogate run | check | plan | status | ledger | export`. The only place that exits."""
+"""The command line: `octogate run | check | plan | status | ledger | export | cameras`. The only place that exits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway import __version__
+from gateway import __version__, cameras
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
 from gateway.store.commands import add_commands
@@ -29,6 +29,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
+  octogate cameras                         which cameras are there, and a test picture
 """
 PLAN = """\
 Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Relative
@@ -74,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
         if name != "run":
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
     add_commands(commands, EPILOG)
+    cameras.add_command(commands, EPILOG)
     return parser
 
 
