@@ -19,11 +19,13 @@ from gateway import control
 from gateway.acquire.camera import CameraSource
 from gateway.acquire.node import NodeSource
 from gateway.acquire.replay import PictureReplay
+from gateway.acquire.video import VideoSource
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
 from gateway.config import CameraSource as CameraTable
 from gateway.config import Config, ModelTable, PipelineTable, SourceTable
 from gateway.config import NodeSource as NodeTable
+from gateway.config import VideoSource as VideoTable
 from gateway.contract import (
     EVENTS_STREAM,
     Batch,
@@ -193,6 +195,10 @@ class App:
             return NodeSource(table, self.spool.mark(table.name), self.clock)
         if isinstance(table, CameraTable):
             return CameraSource(table, str(self.config.path(table.device)), self.clock)
+        if isinstance(table, VideoTable):
+            url = table.url if "://" in table.url else str(self.config.path(table.url))
+            password = self.config.path(table.password_file).read_text().strip() if table.password_file else ""
+            return VideoSource(table, url, self.clock, password)
         return PictureReplay(table, self.config.path(table.folder), self.clock)
 
     def _make_engine(self, table: ModelTable) -> Engine:

@@ -126,8 +126,22 @@ class CameraSource(Table, frozen=True, tag_field="kind", tag="camera"):
     silent_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0  # no whole picture for so long: it is opened again
 
 
-SourceTable = NodeSource | PicturesSource | CameraSource
-CAMERAS = (PicturesSource, CameraSource)  # kinds that give pictures and nothing else
+class VideoSource(Table, frozen=True, tag_field="kind", tag="video"):
+    """A video stream (RTSP, HTTP) or file, read by FFmpeg in a process of its own: needs the extra `video`."""
+
+    name: Name
+    url: Annotated[str, Meta(max_length=2000)]  # rtsp://..., or a file; no password in it
+    username: str = ""
+    password_file: str = ""
+    transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
+    fps: Annotated[float, Meta(gt=0, le=240)] = 5.0
+    loop: bool = True  # of a file
+    picture_kib: Annotated[int, Meta(ge=16, le=65536)] = 2048  # the largest JPEG; two of them are set aside
+    silent_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0  # nothing for so long: the reader is killed, started again
+
+
+SourceTable = NodeSource | PicturesSource | CameraSource | VideoSource
+CAMERAS = (PicturesSource, CameraSource, VideoSource)  # kinds that give pictures and nothing else
 
 
 class ModelTable(Table, frozen=True):
@@ -280,7 +294,7 @@ def _explained(path: Path, message: str) -> ConfigError:
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
         Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
-        CameraSource, ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
+        CameraSource, VideoSource, ModelTable, TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
 
@@ -341,6 +355,10 @@ def _check_files(path: Path, config: Config) -> None:
             raise ConfigError(f"{path}: {table}: cert_file and key_file go together", hint="give both or none")
         if uplink.cert_file and not uplink.ca_file:
             raise ConfigError(f"{path}: {table}.ca_file: missing", hint="it turns TLS on; cert_file needs it")
+    for i, source in enumerate(config.source):
+        if isinstance(source, VideoSource):
+            wanted += [(f"source[{i}].url", source.url)] if "://" not in source.url else []
+            wanted += [(f"source[{i}].password_file", source.password_file)] if source.password_file else []
     for key, file in wanted:
         if not config.path(file).is_file():
             raise ConfigError(f"{path}: {key}: no file {config.path(file)}", hint="build it or mend the path")

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from gateway.command import Change
-from gateway.config import CameraSource, Config, NodeSource
+from gateway.config import CameraSource, Config, NodeSource, VideoSource
 from gateway.contract import BatchKind
 from gateway.errors import ModelError, StoreError
 from gateway.infer.bundle import read_manifest
@@ -195,6 +195,8 @@ def _devices(config: Config) -> Iterator[str]:
         if isinstance(source, NodeSource):
             port = source.port if "://" in source.port else config.path(source.port)
             yield f"{port} ({source.name})"
+        elif isinstance(source, VideoSource):
+            yield f"{source.url if '://' in source.url else config.path(source.url)} ({source.name})"
         else:
             path = source.device if isinstance(source, CameraSource) else source.folder
             yield f"{config.path(path)} ({source.name})"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.acquire import v4l2
-from gateway.contract import Frame, Severity
+from gateway.contract import Frame
 from tests.unit.fake_node import Changes, FakeSink
 
 JPEG = b"\xff\xd8" + b"picture" + b"\xff\xd9"
@@ -284,9 +284,6 @@ class PictureSink(FakeSink):
         self.frames.append(frame)
         self._changes.tell()
 
-    def event(self, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
-        super().event(name, state, severity, message, **detail)
-
     async def has_frames(self, n: int) -> None:
         await self._changes.until(lambda: len(self.frames) >= n)
 
@@ -294,6 +291,11 @@ class PictureSink(FakeSink):
         """Until something is so, looked at whenever the loop has run once."""
         while not true():
             await asyncio.sleep(0)
+
+    async def until_slowly(self, true: Callable[[], bool]) -> None:
+        """The same where other processes do the work."""
+        while not true():
+            await asyncio.sleep(0.02)
 
 
 def _error(number: int) -> OSError:
