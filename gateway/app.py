@@ -43,7 +43,7 @@ from gateway.contract import (
     StreamStatus,
     UplinkStatus,
 )  # fmt: skip
-from gateway.errors import ConfigError, ControlError, StoreError
+from gateway.errors import ControlError, StoreError
 from gateway.infer.bundle import read_manifest
 from gateway.infer.engine import Engine
 from gateway.infer.manifest import Window
@@ -218,25 +218,20 @@ class App:
 
     def _make_pipeline(self, table: PipelineTable) -> None:
         engine, notify = self._engines[table.model], partial(self.notify, table.name)
-        if table.stream:
-            length = table.window or self._own_length(table)
+        if table.stream and (length := table.window or self._own_length(table)):
             sensor = SensorPipeline(table, length, engine, self.clock, self._inferred, notify)
             self._sensor_pipelines.setdefault(sensor.stream, []).append(sensor)
             self._pipelines.append(sensor)
         else:
             camera = CameraPipeline(table, engine, self.clock, self._inferred, notify)
-            self._camera_pipelines.setdefault(table.source, []).append(camera)
+            of = f"{table.source}/{table.stream}" if table.stream else table.source
+            self._camera_pipelines.setdefault(of, []).append(camera)
             self._pipelines.append(camera)
 
     def _own_length(self, table: PipelineTable) -> int:
         model = next(m for m in self.config.model if m.name == table.model)
         takes = read_manifest(self.config.path(model.bundle)).input
-        if isinstance(takes, Window):
-            return takes.length
-        raise ConfigError(
-            f"pipeline '{table.name}': model '{table.model}' takes pictures, '{table.source}' gives readings",
-            hint="name a camera as source, or a model for windows",
-        )
+        return takes.length if isinstance(takes, Window) else 0  # a picture: `stream` is a camera of the node
 
     # --- the way of a reading, a picture, an inference --------------------------------------------------------
 
@@ -244,6 +239,8 @@ class App:
         """From a source: stored, looked at by rules, cut into windows, shown live."""
         done = self.spool.append_samples(samples, mark, since)
         for sample in samples:
+            if sample.stream in self._camera_pipelines:
+                self._mistaken(sample.stream)
             self._newest[sample.stream] = sample
             self._rules.sample(sample)
             for pipeline in self._sensor_pipelines.get(sample.stream, ()):
@@ -251,6 +248,11 @@ class App:
             for uplink in self._uplinks:
                 uplink.sample(sample)
         return done
+
+    def _mistaken(self, stream: str) -> None:
+        for pipeline in self._camera_pipelines.pop(stream):
+            what = f"{pipeline.name}: its model takes pictures, '{stream}' gives readings (name a camera of the node)"
+            self.notify(pipeline.name, "pipeline.failing", "raised", Severity.WARNING, what)
 
     def _committed(self, batches: Sequence[Batch]) -> None:
         for uplink in self._uplinks:
@@ -264,7 +266,7 @@ class App:
         if not pipelines and not frame.media.startswith("image/x-"):
             self._frames[frame.source] = frame
         for uplink in self._uplinks:
-            uplink.source(frame.source, SourceState.OK)
+            uplink.source(frame.source.partition("/")[0], SourceState.OK)
 
     def source_turned(self, name: str) -> None:
         """Something happened to a source: the live plane is told how it is now."""

@@ -101,6 +101,7 @@ class NodeSource(Table, frozen=True, tag_field="kind", tag="node"):
     port: str  # /dev/serial/by-id/...; anything pyserial opens
     baud: Positive = 115200
     silent_s: Seconds = 5.0  # no frame for so long: the source counts as silent
+    picture_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048  # the largest picture of a camera on the node
 
 
 class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
@@ -163,7 +164,7 @@ class PipelineTable(Table, frozen=True):
     name: Name
     source: Name
     model: Name
-    stream: str = ""  # a node's stream; empty for cameras
+    stream: str = ""  # a node's stream, or a camera on it; empty for other cameras
     window: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings a window; 0 takes the model's own length
     hop: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings between windows; 0 is half a window
 

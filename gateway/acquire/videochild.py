@@ -68,7 +68,10 @@ def _play(av: Any, setup: Setup, out: _Out) -> None:
     options = {"protocol_whitelist": _NET if live else _FILE}
     if setup.url.startswith("rtsp"):
         options["rtsp_transport"] = setup.transport
-    with av.open(setup.url, options=options) as container:
+    form = None
+    if setup.url.startswith("tcp:"):  # bare JPEGs, one after the other: FFmpeg would need 10 s to guess it
+        form, options["analyzeduration"] = "mjpeg", "500000"
+    with av.open(setup.url, format=form, options=options) as container:
         if not container.streams.video:
             raise _Unusable("there are no pictures in it")
         stream = container.streams.video[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import time
@@ -164,6 +165,35 @@ def test_a_network_camera_that_hangs_and_dies_comes_back(transport: str) -> None
                 await sink.has_frames(seen + 3)
         lost = [event for event in sink.names() if event == ("source.lost", "raised")]
         assert len(lost) >= 2
+
+    asyncio.run(story())
+
+
+def test_bare_jpegs_over_tcp() -> None:
+    jpeg = cv2.imencode(".jpg", np.full((240, 320, 3), 90, np.uint8))[1].tobytes()
+    over = asyncio.Event()
+
+    async def serve(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                writer.write(jpeg)
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        except OSError:  # the reader was ended
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            over.set()
+
+    async def story() -> None:
+        sink = PictureSink()
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            async with running(f"tcp://127.0.0.1:{port}", sink):
+                await sink.has_frames(5)
+            await over.wait()
+        assert {frame.data for frame in sink.frames} == {jpeg}
+        assert sink.events == []
 
     asyncio.run(story())
 
