@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from glob import glob
 from pathlib import Path
 
 from invoke.collection import Collection
@@ -24,6 +25,11 @@ SYSTEM_PROGRAMS = {
     "npm": "npm",
     "postgres": "postgresql",
     "strace": "strace",
+    # an RTSP server has no program of its own: files, as patterns
+    "/usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib": "gir1.2-gst-rtsp-server-1.0",
+    "/usr/lib/python3/dist-packages/gi/__init__.py": "python3-gi",
+    "/usr/lib/*/gstreamer-1.0/libgstvideotestsrc.so": "gstreamer1.0-plugins-base",
+    "/usr/lib/*/gstreamer-1.0/libgstrtp.so": "gstreamer1.0-plugins-good",
 }
 LONG_PROGRAMS = {**SYSTEM_PROGRAMS, "rabbitmq-server": "rabbitmq-server"}
 TFLITE_TESTS = [
@@ -211,7 +217,7 @@ def system_path() -> str:
 
 
 def missing_packages(programs: dict[str, str]) -> list[str]:
-    missing = [name for name in programs if not shutil.which(name, path=system_path())]
+    missing = [name for name in programs if not (glob(name) if "/" in name else shutil.which(name, path=system_path()))]
     return sorted({programs[name] for name in missing})
 
 

@@ -1,5 +1,5 @@
-"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle`. The only place that
-exits.
+"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | cameras`. The only
+place that exits.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway import __version__
+from gateway import __version__, cameras
 from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
 from gateway.infer.bench_commands import add_commands as add_bench_commands
@@ -35,6 +35,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
   octogate bundle verify MODEL.octo --key KEY.pem    may this model bundle be believed?
+  octogate cameras                         which cameras are there, and a test picture
 """
 PLAN = """\
 Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Relative
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands, EPILOG)
     add_bench_commands(commands, EPILOG)
     add_bundle_commands(commands, EPILOG)
+    cameras.add_command(commands, EPILOG)
     return parser
 
 

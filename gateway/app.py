@@ -207,6 +207,8 @@ class App:
         """From a source: stored, looked at by rules, cut into windows, shown live."""
         done = self.spool.append_samples(samples, mark, since)
         for sample in samples:
+            for camera in self._pipelines.by_source.get(sample.stream, ()):
+                camera.mistaken()
             self._newest[sample.stream] = sample
             self._rules.sample(sample)
             for pipeline in self._pipelines.by_stream.get(sample.stream, ()):
@@ -229,10 +231,10 @@ class App:
         pipelines = self._pipelines.by_source.get(frame.source, ())
         for pipeline in pipelines:
             pipeline.frame(frame)
-        if not pipelines:
+        if not pipelines and not frame.media.startswith("image/x-"):  # a raw one becomes a JPEG only by a model
             self._frames[frame.source] = frame
         for uplink in self._uplinks:
-            uplink.source(frame.source, SourceState.OK)
+            uplink.source(frame.source.partition("/")[0], SourceState.OK)
 
     def source_turned(self, name: str) -> None:
         """Something happened to a source: the live plane is told how it is now."""

@@ -40,7 +40,7 @@ def _resolved(key: str, table: PipelineTable, by_name: dict[str, PipelineTable])
         for name in ("labels", "min_score", "max_regions", "margin"):
             if getattr(table, name) != _default(table, name):
                 raise ConfigError(f"{key}.{name}: only for a pipeline with `after`", hint="delete the line")
-        if table.stream and table.max_fps:
+        if _of_readings(table) and table.max_fps:
             raise ConfigError(f"{key}.max_fps: readings are never left out", hint="delete the line")
         return table
     for name in ("source", "stream", "window", "hop", "max_fps"):
@@ -49,6 +49,11 @@ def _resolved(key: str, table: PipelineTable, by_name: dict[str, PipelineTable])
                 f"{key}.{name}: a pipeline with `after` takes what '{table.after}' takes", hint="delete the line"
             )
     return msgspec.structs.replace(table, source=_top(key, table, by_name).source)
+
+
+def _of_readings(table: PipelineTable) -> bool:
+    """For certain; without these keys its stream may be a camera on a node, which `Pipelines` sees by the model."""
+    return bool(table.window or table.hop)
 
 
 def _default(table: PipelineTable, name: str) -> object:
@@ -68,7 +73,7 @@ def _top(key: str, table: PipelineTable, by_name: dict[str, PipelineTable]) -> P
             raise ConfigError(f"{key}.after: there is no '{table.after}'", hint=hint)
         table = by_name[table.after]
         trail.append(table.name)
-    if table.stream:
+    if _of_readings(table):
         raise ConfigError(
             f"{key}.after: '{table.name}' takes readings, which have no regions", hint="name a camera's pipeline"
         )

@@ -21,7 +21,15 @@ from gateway.cascade import resolve
 from gateway.contract import TOPIC_ROOT
 from gateway.errors import ConfigError, OctogateError
 from gateway.model_tables import InferenceTable, ModelTable, check_devices
-from gateway.source_tables import ModbusDevice, ModbusSource, PluginSource, TextLine, TextSource
+from gateway.source_tables import (
+    CameraSource,
+    ModbusDevice,
+    ModbusSource,
+    PluginSource,
+    TextLine,
+    TextSource,
+    VideoSource,
+)
 from gateway.tables import Name, Port, Positive, Score, Seconds, Table
 
 MAX_CONFIG_BYTES = 1 << 20
@@ -99,6 +107,7 @@ class NodeSource(Table, frozen=True, tag_field="kind", tag="node"):
     port: str  # /dev/serial/by-id/...; anything pyserial opens
     baud: Positive = 115200
     silent_s: Seconds = 5.0  # no frame for so long: the source counts as silent
+    picture_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048  # the largest picture of a camera on the node
 
 
 class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
@@ -110,7 +119,8 @@ class PicturesSource(Table, frozen=True, tag_field="kind", tag="pictures"):
     loop: bool = True
 
 
-SourceTable = NodeSource | PicturesSource | ModbusSource | TextSource | PluginSource
+SourceTable = NodeSource | PicturesSource | CameraSource | VideoSource | ModbusSource | TextSource | PluginSource
+CAMERAS = (PicturesSource, CameraSource, VideoSource)  # kinds that give pictures and nothing else
 
 
 class TrustTable(Table, frozen=True):
@@ -122,7 +132,7 @@ class PipelineTable(Table, frozen=True):
     name: Name
     model: Name
     source: Name = ""  # with `after` that pipeline's own; `load` fills it in
-    stream: str = ""  # a node's stream; empty for cameras
+    stream: str = ""  # a node's stream, or a camera on it; empty for other cameras
     window: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings a window; 0 takes the model's own length
     hop: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings between windows; 0 is half a window
     max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0  # of a camera: look at no more pictures a second; 0: at all
@@ -278,8 +288,8 @@ def _explained(path: Path, message: str) -> ConfigError:
 def _all_keys() -> set[str]:
     tables: tuple[Any, ...] = (
         Config, GatewayTable, StoreTable, StreamTable, LiveTable, UplinkTable, PanelTable, NodeSource, PicturesSource,
-        ModbusSource, ModbusDevice, TextSource, TextLine, ModelTable, InferenceTable, TrustTable, PipelineTable,
-        ThresholdRule, ClassRule, DetectionRule,
+        CameraSource, VideoSource, ModbusSource, ModbusDevice, TextSource, TextLine, ModelTable, InferenceTable,
+        TrustTable, PipelineTable, ThresholdRule, ClassRule, DetectionRule,
     )  # fmt: skip
     return {field.encode_name for table in tables for field in msgspec.structs.fields(table)}
 
@@ -303,7 +313,7 @@ def _check_references(path: Path, config: Config) -> None:
         _known(path, f"pipeline[{i}].source", pipeline.source, sources)
         _known(path, f"pipeline[{i}].model", pipeline.model, models)
         kind = kinds[pipeline.source]
-        camera = kind is PicturesSource
+        camera = kind in CAMERAS
         if not pipeline.after and kind is not PluginSource and camera == bool(pipeline.stream):
             need = "takes no stream: delete the line" if pipeline.stream else "needs stream = the node's stream"
             raise ConfigError(f"{path}: pipeline[{i}].stream: '{pipeline.source}' {need}")
@@ -350,6 +360,10 @@ def _check_files(path: Path, config: Config) -> None:
             raise ConfigError(f"{path}: {table}: cert_file and key_file go together", hint="give both or none")
         if uplink.cert_file and not uplink.ca_file:
             raise ConfigError(f"{path}: {table}.ca_file: missing", hint="it turns TLS on; cert_file needs it")
+    for i, source in enumerate(config.source):
+        if isinstance(source, VideoSource):
+            wanted += [(f"source[{i}].url", source.url)] if "://" not in source.url else []
+            wanted += [(f"source[{i}].password_file", source.password_file)] if source.password_file else []
     for key, file in wanted:
         if not config.path(file).is_file():
             raise ConfigError(f"{path}: {key}: no file {config.path(file)}", hint="build it or mend the path")

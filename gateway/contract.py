@@ -136,7 +136,10 @@ class Mark(msgspec.Struct, frozen=True, gc=False):
 
 
 class Frame(msgspec.Struct, frozen=True, gc=False):
-    """One picture of a camera, still encoded (JPEG or PNG)."""
+    """One picture of a camera, still encoded (JPEG or PNG), or raw as `image/x-yuyv;<width>;<height>;<stride>`.
+
+    A raw one becomes a JPEG in the worker of the model that looks at it.
+    """
 
     source: str
     seq: int

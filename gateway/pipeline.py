@@ -11,6 +11,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol
 
+import msgspec
+
 from gateway.analyse.windows import Window, Windows
 from gateway.cascade import choose
 from gateway.clock import Clock
@@ -45,6 +47,8 @@ class Answer(Protocol):
     def bundle(self) -> str: ...
     @property
     def took_us(self) -> int: ...
+    @property
+    def picture(self) -> bytes: ...
 
 
 class Engine(Protocol):
@@ -202,13 +206,16 @@ class CameraPipeline(Pipeline):
     """The newest picture of a camera, then what looks closer at it.
 
     Attributes:
+        of: whose pictures: a source, or `<source>/<camera>` for a camera on a node.
         children: are given every inference; set before the pipeline runs.
     """
 
     def __init__(self, table: PipelineTable, engine: Engine, clock: Clock, done: Done, notify: Notify) -> None:
         super().__init__(table, engine, clock, done, notify)
+        self.of = f"{table.source}/{table.stream}" if table.stream else table.source
         self.children: list[RegionPipeline] = []
         self._frame: Frame | None = None
+        self._mistaken = False
         self._pace = Pace(table.max_fps) if table.max_fps else None
 
     def frame(self, frame: Frame) -> None:
@@ -221,12 +228,21 @@ class CameraPipeline(Pipeline):
         self._frame = frame
         self._wake.set()
 
+    def mistaken(self) -> None:
+        """Readings came where its pictures should: told once."""
+        if not self._mistaken:
+            self._mistaken = self._failing = True
+            what = f"{self.name}: its model takes pictures, '{self.of}' gives readings (name a camera of the node)"
+            self._notify("pipeline.failing", "raised", Severity.WARNING, what)
+
     async def _work_off(self) -> None:
         while (frame := self._frame) is not None:
             self._frame = None
             answer = await self._answered(self._engine.run(frame.data, frame.media))
             if answer is None:
                 continue
+            if answer.picture:  # what people see, what is kept and looked at closer is what the model saw
+                frame = msgspec.structs.replace(frame, data=answer.picture, media="image/jpeg")
             inference = self._inference(answer, answer.result, frame.stamp, frame.seq, None)
             self._done(inference, frame)
             await _look(self.children, frame, [inference])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from gateway.clock import Clock
-from gateway.config import Config, PipelineTable
+from gateway.config import Config, NodeSource, PipelineTable
 from gateway.errors import ConfigError
 from gateway.infer.bundle import read_manifest
 from gateway.infer.manifest import Gfl, Manifest, Picture, Ssd, Window, Yolo
@@ -16,7 +16,8 @@ class Pipelines:
     """All pipelines of a gateway.
 
     Attributes:
-        by_stream: sensor pipelines by stream; by_source: camera pipelines by source.
+        by_stream: sensor pipelines by stream.
+        by_source: camera pipelines by source; of a camera on a node by `<source>/<camera>`.
         all: every one, in the order of the config; running: those with a task of their own.
 
     Raises:
@@ -41,8 +42,7 @@ class Pipelines:
         parents: dict[str, CameraPipeline | RegionPipeline] = {}
         for table in config.pipeline:
             engine, tell = engines[table.model], notify(table.name)
-            if table.stream:
-                length = table.window or self._own_length(table)
+            if table.stream and (length := self._length(table)):
                 sensor = SensorPipeline(table, length, engine, clock, done, tell)
                 self.by_stream.setdefault(sensor.stream, []).append(sensor)
                 self.all.append(sensor)
@@ -53,7 +53,7 @@ class Pipelines:
                 self.all.append(closer)
             else:
                 parents[table.name] = camera = CameraPipeline(table, engine, clock, done, tell)
-                self.by_source.setdefault(table.source, []).append(camera)
+                self.by_source.setdefault(camera.of, []).append(camera)
                 self.all.append(camera)
         for table in config.pipeline:
             if table.after:
@@ -68,14 +68,26 @@ class Pipelines:
             self._manifests[model] = read_manifest(self._config.path(table.bundle))
         return self._manifests[model]
 
-    def _own_length(self, table: PipelineTable) -> int:
+    def _length(self, table: PipelineTable) -> int:
+        """Readings a window; 0: the model takes pictures, so the stream is to be a camera of the node.
+
+        What a node has the config cannot know: should the stream turn out to be readings, an event tells.
+        """
         takes = self._manifest(table.model).input
         if isinstance(takes, Window):
-            return takes.length
-        raise ConfigError(
-            f"pipeline '{table.name}': model '{table.model}' takes pictures, '{table.source}' gives readings",
-            hint="name a camera as source, or a model for windows",
-        )
+            if table.max_fps:
+                raise ConfigError(
+                    f"pipeline '{table.name}': max_fps, but readings are never left out", hint="delete the line"
+                )
+            return table.window or takes.length
+        source = next(source for source in self._config.source if source.name == table.source)
+        if table.window or table.hop or not isinstance(source, NodeSource):
+            gives = "'window' and 'hop' are for" if table.window or table.hop else f"'{table.source}' gives"
+            raise ConfigError(
+                f"pipeline '{table.name}': model '{table.model}' takes pictures, {gives} readings",
+                hint="name a camera as source, or a model for windows",
+            )
+        return 0
 
     def _check_child(self, table: PipelineTable) -> None:
         if not isinstance(self._manifest(table.model).input, Picture):
@@ -85,6 +97,11 @@ class Pipelines:
             )
         parent = next(p for p in self._config.pipeline if p.name == table.after)
         detector = self._manifest(parent.model)
+        if not isinstance(detector.input, Picture):
+            raise ConfigError(
+                f"pipeline '{table.name}': '{parent.name}' takes readings, which have no regions",
+                hint="name a camera's pipeline in `after`",
+            )
         if unknown := [label for label in table.labels if label not in detector.labels]:
             raise ConfigError(
                 f"pipeline '{table.name}': model '{parent.model}' of '{parent.name}' knows no '{unknown[0]}'",

@@ -16,11 +16,11 @@ from pathlib import Path
 import msgspec
 
 from gateway.command import Change
-from gateway.config import Config, PicturesSource
+from gateway.config import CAMERAS, Config, PicturesSource
 from gateway.contract import BatchKind
 from gateway.errors import ModelError, StoreError
 from gateway.infer.bundle import read_manifest
-from gateway.source_tables import PluginSource
+from gateway.source_tables import CameraSource, PluginSource, VideoSource
 from gateway.store.columns import Codec, read_header
 from gateway.store.schema import connect_reader
 
@@ -195,6 +195,10 @@ def _devices(config: Config) -> Iterator[str]:
     for source in config.source:
         if isinstance(source, PicturesSource):
             yield f"{config.path(source.folder)} ({source.name})"
+        elif isinstance(source, CameraSource):
+            yield f"{config.path(source.device)} ({source.name})"
+        elif isinstance(source, VideoSource):
+            yield f"{source.url if '://' in source.url else config.path(source.url)} ({source.name})"
         elif isinstance(source, PluginSource):  # what it opens, only its package knows
             yield f"{source.of} ({source.name})"
         else:
@@ -225,7 +229,7 @@ def _needs(config: Config) -> dict[str, int]:
 def _disk(old: Config, new: Config, rates: Mapping[str, Rate]) -> Disk:
     stay = {stream: rate for stream, rate in rates.items() if _origin(stream) not in _gone(old, new)}
     measured = {_origin(stream) for stream in rates}
-    unknown = [s.name for s in new.source if not isinstance(s, PicturesSource)] + [p.name for p in new.pipeline]
+    unknown = [s.name for s in new.source if not isinstance(s, CAMERAS)] + [p.name for p in new.pipeline]
     per_day = _per_day(rate.bytes_s for rate in rates.values()), _per_day(rate.bytes_s for rate in stay.values())
     return Disk(
         per_day=per_day,

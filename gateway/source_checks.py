@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from gateway.config import Config, PicturesSource, SourceTable
+from gateway.config import Config, NodeSource, SourceTable
 from gateway.errors import ConfigError
 from gateway.source_tables import ModbusSource, PluginSource, TextSource
 
@@ -16,7 +16,7 @@ def check_source(source: SourceTable, config: Config) -> None:
 
         plugins.check(source)
         return
-    if not isinstance(source, PicturesSource) and source.port.startswith("usb:"):
+    if isinstance(source, NodeSource | ModbusSource | TextSource) and source.port.startswith("usb:"):
         from gateway.acquire.identity import check_usb
 
         check_usb(source.port)

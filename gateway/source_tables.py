@@ -1,12 +1,40 @@
-"""The `[[source]]` tables beside those of `gateway.config`: Modbus, text, and what a third party's package reads."""
+"""The `[[source]]` tables beside those of `gateway.config`: cameras, Modbus, text, and what a third party's package reads."""
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from msgspec import Meta
+from msgspec import Meta, field
 
 from gateway.tables import Name, Positive, Table
+
+
+class CameraSource(Table, frozen=True, tag_field="kind", tag="camera"):
+    """A USB camera (V4L2)."""
+
+    name: Name
+    device: str  # /dev/v4l/by-id/... or by-path/...; `octogate cameras` lists them
+    width: Annotated[int, Meta(ge=16, le=16384)] = 640
+    height: Annotated[int, Meta(ge=16, le=16384)] = 480
+    fps: Annotated[float, Meta(gt=0, le=240)] = 5.0
+    format: Literal["auto", "mjpeg", "yuyv"] = "auto"
+    controls: dict[str, int] = field(default_factory=dict)  # exposure, gain, focus and whatever else the camera has
+    memory_mib: Annotated[int, Meta(ge=1, le=1024)] = 32  # most that its pictures may take
+    silent_s: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0  # no whole picture for so long: it is opened again
+
+
+class VideoSource(Table, frozen=True, tag_field="kind", tag="video"):
+    """A video stream (RTSP, HTTP) or file, read by FFmpeg in a process of its own: needs the extra `video`."""
+
+    name: Name
+    url: Annotated[str, Meta(max_length=2000)]  # rtsp://..., or a file; no password in it
+    username: str = ""
+    password_file: str = ""
+    transport: Literal["tcp", "udp"] = "tcp"  # of RTSP
+    fps: Annotated[float, Meta(gt=0, le=240)] = 5.0
+    loop: bool = True  # of a file
+    picture_kib: Annotated[int, Meta(ge=16, le=65536)] = 2048  # the largest JPEG; two of them are set aside
+    silent_s: Annotated[float, Meta(ge=0.1, le=3600)] = 10.0  # nothing for so long: the reader is killed, started again
 
 
 class ModbusDevice(Table, frozen=True):

@@ -11,7 +11,7 @@ from gateway.clock import Clock
 from gateway.config import Config, NodeSource, SourceTable
 from gateway.contract import Mark, Source
 from gateway.errors import ConfigError
-from gateway.source_tables import ModbusSource, PluginSource, TextSource
+from gateway.source_tables import CameraSource, ModbusSource, PluginSource, TextSource, VideoSource
 
 
 def make_source(
@@ -44,6 +44,12 @@ def make_source(
         from gateway.acquire.text import TextSource as Text
 
         return Text(msgspec.structs.replace(table, port=_port(config, table.port)), clock)
+    if isinstance(table, CameraSource):
+        from gateway.acquire.camera import CameraSource as Camera
+
+        return Camera(table, str(config.path(table.device)), clock)
+    if isinstance(table, VideoSource):
+        return _video(table, config, clock)
     from gateway.acquire.replay import PictureReplay
 
     return PictureReplay(table, config.path(table.folder), clock)
@@ -60,6 +66,19 @@ def _modbus(table: ModbusSource, config: Config, clock: Clock) -> Source:
         ) from error
     maps = [load_map(device.map, config.path(device.map)) for device in table.device]
     return Modbus(msgspec.structs.replace(table, port=_port(config, table.port)), maps, clock)
+
+
+def _video(table: VideoSource, config: Config, clock: Clock) -> Source:
+    from gateway.acquire.video import VideoSource as Video
+
+    url = table.url if "://" in table.url else str(config.path(table.url))
+    try:
+        password = config.path(table.password_file).read_text().strip() if table.password_file else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"source '{table.name}': cannot read its password_file: {error}", hint="a text file for this user to read"
+        ) from error
+    return Video(table, url, clock, password)
 
 
 def _port(config: Config, port: str) -> str:

@@ -18,7 +18,7 @@ HELLO, DATA, BLOB, PONG, RESUME, LOG, REPLY = 1, 2, 3, 4, 5, 6, 7
 HEAD = "<BBHI"  # version, type, seq, ticks
 DATA_HEAD = "<BBHIBI"  # and stream, step_us
 DATA_OVERHEAD = 17  # with the crc
-BLOB_PIECE = 1024
+BLOB_PIECE = 512
 LINE_MAX = 512
 CONTROL_MAX = 8  # answers that wait to be sent; the oldest goes first
 PROBE_US = (2000000, 60000000)  # un-acked frames and silence: the newest is sent again after so long
@@ -87,6 +87,7 @@ class Link:
     Args:
         node: the node's name.
         streams: [{"id": 0, "name": ..., "channels": [[name, struct code, unit], ...], "rate": ...}].
+        cameras: names of what `picture` sends.
         ring: frames kept, under 32768; when all are un-acked the oldest is overwritten, counted and told.
         slot: bytes of the largest frame: 17 + records.
         piece: bytes written at once; a board's USB buffer takes 64.
@@ -94,8 +95,12 @@ class Link:
         on_command: called with a CMD's JSON, returns what the REPLY says.
     """
 
-    def __init__(self, node, streams, ring=256, slot=177, piece=64, on_command=None, slab=None):
+    def __init__(self, node, streams, ring=256, slot=177, piece=64, on_command=None, slab=None, cameras=()):
         self.clock = Clock()
+        self.cameras = cameras
+        self.sending = None  # a picture: data, blob, time
+        self._at = self._blobs = 0
+        self._turn = self._one = False  # a piece after each frame and one a pump: readings do not wait for a picture
         self.node = node
         self.streams = streams
         self.on_command = on_command
@@ -153,13 +158,11 @@ class Link:
         """A line for the gateway's log; level as in Python's logging."""
         self._say(LOG, struct.pack("<B", level) + text.encode()[:240])
 
-    def blob(self, number, data):
-        """Sends something large in pieces, not kept and not acknowledged; returns when it is handed over or stuck."""
-        for at in range(0, len(data), BLOB_PIECE):
-            head = struct.pack("<HII", number & 0xFFFF, at, len(data))
-            self._say(BLOB, head + bytes(data[at : at + BLOB_PIECE]))
-            while self._control and self._pump() and self._stdout.poll(100):
-                pass
+    def picture(self, camera, data, us):
+        """`poll` will send a JPEG taken at `us` by cameras[camera]: not kept, but from its start again when the gateway
+        comes back. Leave `data` alone, and take no other, until `sending` is None."""
+        self._blobs += 1
+        self.sending, self._at = (memoryview(data), camera << 8 | self._blobs & 255, us), 0
 
     def poll(self, timeout_ms):
         """Sends, listens and answers; returns when something came or after the time. Never waits for the gateway."""
@@ -186,10 +189,11 @@ class Link:
         self._control.append(frame(kind, 0, self.clock.now(), payload))
 
     def _pump(self):
-        """Writes what the line takes now; True when it takes no more and something is left."""
+        """Writes what the line takes now; True when something is left."""
+        self._one = True
         while True:
             if not self._out and not self._load():
-                return False
+                return self._sending and self.sending
             if not self._stdout.poll(0):
                 return True
             try:
@@ -205,12 +209,29 @@ class Link:
         if self._control:
             self._out = memoryview(self._control.pop(0))
             return True
-        if not self._sending or self._cursor >= self.next:
+        if not self._sending:
             return False
+        data = self._cursor < self.next
+        if self.sending and self._one and (self._turn or not data):
+            return self._piece_out()
+        if not data:
+            return False
+        self._turn = True
         i = self._cursor % self._ring
         at = i * self._slot
         self._out = memoryview(cobs(bytes(self._slab[at : at + self._lengths[i]])))
         self._cursor += 1
+        return True
+
+    def _piece_out(self):
+        data, blob, us = self.sending
+        at = self._at
+        self._turn = self._one = False
+        self._at = at + BLOB_PIECE
+        head = struct.pack("<HII", blob, at, len(data))
+        self._out = memoryview(frame(BLOB, 0, us, head + bytes(data[at : self._at])))
+        if self._at >= len(data):
+            self.sending = None
         return True
 
     def _probe(self):
@@ -237,7 +258,7 @@ class Link:
         except ValueError:
             return
         if word == b"HELLO":
-            self._greeted, self._sending = True, False  # until NAK says from where
+            self._greeted, self._sending, self._at = True, False, 0  # until NAK says from where
             self._say(HELLO, self._hello(True))
         elif word == b"PING":
             self._say(PONG, struct.pack("<IQQ", number, self.clock.now(), self.next))
@@ -288,5 +309,6 @@ class Link:
                 "streams": self.streams,
                 "ring": self._ring,
                 "asked": asked,
+                "cameras": self.cameras,
             }
         ).encode()

@@ -16,7 +16,7 @@ from gateway.acquire.alarms import Alarms
 from gateway.acquire.port import SerialPort
 from gateway.clock import Clock
 from gateway.config import NodeSource as NodeConfig
-from gateway.contract import Mark, Sample, Severity, Sink, SourceState, SourceStatus
+from gateway.contract import Frame, Mark, Sample, Severity, Sink, SourceState, SourceStatus
 from gateway.errors import LinkError, SourceError
 from gateway.link import framing, messages
 from gateway.link.messages import Ack, Hello, Nak, Ping, Pong, Resume, SayHello
@@ -67,7 +67,8 @@ class NodeSource:
         self._clock = clock
         self._node_clock = NodeClock()
         self._times = NotBackwards(dict(newest))
-        self._receiver = Receiver(config.name)
+        self._receiver = Receiver(config.name, config.picture_kib << 10)
+        self._pictures = 0
         self._durable = mark  # on disk
         self._taken = mark  # handed to the sink
         self._groups: deque[_Group] = deque()
@@ -111,7 +112,7 @@ class NodeSource:
             self._detail,
             readings=receiver.readings,
             frames=receiver.frames,
-            dropped=receiver.lost,
+            dropped=receiver.lost + receiver.pictures_lost,
             bad=receiver.bad,
             resent=receiver.resent,
             gaps=receiver.gaps,
@@ -158,13 +159,16 @@ class NodeSource:
     def _take(self, chunk: bytes) -> None:
         receiver = self._receiver
         samples = receiver.feed(chunk, self._node_clock.offset_ns)
-        if samples:
-            for sample in samples:
-                self._times.keep(sample)
+        for sample in samples:
+            self._times.keep(sample)
+        if samples or receiver.pictures:
             self._data_at = self._loop.time()
             if self._state is SourceState.SILENT:
                 self._settle()
+        if samples:
             self._pour(samples)
+        while receiver.pictures:
+            self._show(*receiver.pictures.popleft())
         while receiver.messages:
             self._message(receiver.messages.popleft())
         if receiver.faults:
@@ -191,6 +195,13 @@ class NodeSource:
         self._unstored += size
         if self._unstored > UNSTORED_MAX and self._port is not None:
             self._port.pause()
+
+    def _show(self, camera: str, us: int, picture: bytes) -> None:
+        """A picture of one of the node's cameras, which is named as its streams are."""
+        clock, uncertainty = self._node_clock, self.clock_uncertainty_ns
+        stamp = self._clock.at(us * 1000 + clock.offset_ns, uncertainty)
+        self._sink.frame(Frame(f"{self.name}/{camera}", self._pictures, stamp, picture))
+        self._pictures += 1
 
     def _stored(self, future: asyncio.Future[None]) -> None:
         """A commit is done: acknowledge once what it covers, and nothing that came after a refused one."""
@@ -222,7 +233,7 @@ class NodeSource:
                 self._resumed(message)
             case messages.Log():
                 self._receiver.deframer.lines.append(message.text.decode(errors="replace"))
-            case _:  # BLOB and REPLY: nobody asked for one yet
+            case _:  # REPLY: nobody asked for one yet
                 pass
 
     def _say_hello(self) -> None:

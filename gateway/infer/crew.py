@@ -169,7 +169,7 @@ class Crew:
         else:
             loaded = seat.loaded[job.engine.tenant]
             assert isinstance(loaded, wire.Loaded)
-            job.engine.done(job, answer.took_us, _decode_result(answer.payload), loaded)
+            job.engine.done(job, answer.took_us, _decode_result(answer.payload), loaded, bytes(answer.picture))
 
     def idle(self, seat: Seat) -> None:
         """Everything in hand is answered."""

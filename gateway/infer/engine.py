@@ -41,12 +41,14 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
         backend: what computed it, for example `onnx fp32 x1`.
         bundle: the first 12 hex digits of the bundle's digest.
         took_us: from the call of `run` to having the result, queueing and redone attempts included.
+        picture: the JPEG that was made of an uncompressed picture; empty for any other input.
     """
 
     result: Result
     backend: str
     bundle: str
     took_us: int
+    picture: bytes = b""
 
 
 class Engine:
@@ -115,7 +117,7 @@ class Engine:
 
         Args:
             data: a picture's file or the packed records of a window.
-            media: `image/jpeg`, `image/png` or `records;<Schema.spec()>`.
+            media: `image/jpeg`, `image/png`, `image/x-yuyv;<width>;<height>;<stride>` or `records;<Schema.spec()>`.
 
         Raises:
             ModelError: the input is not usable, kills every worker, or the model cannot be loaded.
@@ -132,9 +134,9 @@ class Engine:
         job = Job(self, data, media.encode(), started)
         self.queue.append(job)
         self._crew.dispatch()
-        result, loaded = await job.future
+        result, loaded, picture = await job.future
         took = (time.monotonic_ns() - started) // 1000
-        return Answer(result, loaded.backend, loaded.digest[:12], took)
+        return Answer(result, loaded.backend, loaded.digest[:12], took, picture)
 
     def prefer(self, candidates: Sequence[Candidate]) -> None:
         """A new ranking, the best first. The best is loaded beside what serves, which goes on until it is ready."""
@@ -193,13 +195,13 @@ class Engine:
             self.queue.popleft()
         return (-self.priority, self.queue[0].since_ns) if self.queue else None
 
-    def done(self, job: Job, took_us: int, result: Result, loaded: wire.Loaded) -> None:
+    def done(self, job: Job, took_us: int, result: Result, loaded: wire.Loaded, picture: bytes) -> None:
         """An answer has come."""
         self.micro = took_us < MICRO_US
         self._runs += 1
         self._recent.append(time.monotonic_ns() - job.sent_ns)
         if not job.future.done():
-            job.future.set_result((result, loaded))
+            job.future.set_result((result, loaded, picture))
 
     def refused(self, job: Job, fault: wire.Fault) -> None:
         self._runs += 1

@@ -48,7 +48,7 @@ class Job:
         self.sent_ns = 0
         self.attempts = 0
         self.blamed: list[Candidate] = []  # who failed with it
-        self.future: asyncio.Future[tuple[Result, wire.Loaded]] = asyncio.get_running_loop().create_future()
+        self.future: asyncio.Future[tuple[Result, wire.Loaded, bytes]] = asyncio.get_running_loop().create_future()
 
     @property
     def small(self) -> bool:

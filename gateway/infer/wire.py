@@ -18,10 +18,12 @@ from gateway.infer.manifest import Limits
 
 INLINE_MAX = 32 << 10  # larger inputs go through shared memory
 PACKET_MAX = 128 << 10
+PICTURE_MAX = 112 << 10  # of a JPEG in an answer; what is left is for the result
 NO_SLOT = 255
 CHECK = "check"  # instead of a media type: reproduce the golden samples
 
 _JOB = struct.Struct("<IIHBB")  # job number, bytes of data, bytes of media, tenant, slot
+_LENGTH = struct.Struct("<I")
 _ANSWER = struct.Struct("<IIHBI")  # job number, microseconds in the worker, resident MiB, kind, bytes of payload
 
 
@@ -93,6 +95,7 @@ class Kind(IntEnum):
     RESULT = 3  # payload: Result
     REFUSED = 4  # payload: Fault; this input is not usable, the worker goes on
     FAILED = 5  # payload: Fault; the runtime or its device failed or is wrong (job 0: seen after its answer)
+    PICTURED = 6  # payload: u32 bytes of the Result, Result, the JPEG that was made of an uncompressed picture
 
 
 _KINDS = {int(kind): kind for kind in Kind}  # an enum's own look-up takes a microsecond
@@ -112,7 +115,8 @@ class Answer(NamedTuple):
     took_us: int
     rss_mib: int
     kind: Kind
-    payload: memoryview
+    payload: memoryview  # of PICTURED the Result alone
+    picture: memoryview = memoryview(b"")
 
 
 class Mismatch(ValueError):
@@ -150,6 +154,26 @@ def pack_answer(number: int, took_us: int, rss_mib: int, kind: Kind, payload: by
     return _ANSWER.pack(number, min(took_us, 0xFFFFFFFF), min(rss_mib, 0xFFFF), kind, len(payload)) + payload
 
 
+def room_for_picture(result: bytes) -> int:
+    """Bytes of a JPEG that may go with this result; 0 or less when none may."""
+    return PACKET_MAX - _ANSWER.size - _LENGTH.size - len(result)
+
+
+def pack_pictured(result: bytes, picture: bytes) -> bytes:
+    """The payload of PICTURED."""
+    return _LENGTH.pack(len(result)) + result + picture
+
+
+def unpack_pictured(payload: memoryview) -> tuple[memoryview, memoryview]:
+    """Result and picture. Raises `Mismatch`."""
+    if len(payload) < _LENGTH.size:
+        raise Mismatch(f"a result with a picture of {len(payload)} bytes")
+    end = _LENGTH.size + int(_LENGTH.unpack_from(payload)[0])
+    if end > len(payload):
+        raise Mismatch(f"a result with a picture of {len(payload)} bytes that says {end}")
+    return payload[_LENGTH.size : end], payload[end:]
+
+
 def unpack_answers(packet: memoryview) -> list[Answer]:
     """Raises `Mismatch`. The payloads are views of the packet."""
     answers: list[Answer] = []
@@ -165,5 +189,6 @@ def unpack_answers(packet: memoryview) -> list[Answer]:
         if start + size > len(packet):
             raise Mismatch(f"an answer of {len(packet) - start} bytes that says {size}")
         at = start + size
-        answers.append(Answer(number, took_us, rss_mib, kind, packet[start:at]))
+        parts = unpack_pictured(packet[start:at]) if kind is Kind.PICTURED else (packet[start:at],)
+        answers.append(Answer(number, took_us, rss_mib, kind, *parts))
     return answers

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from gateway.infer.steps import Array
 
 _encode = msgspec.msgpack.Encoder().encode
+_RAW = "image/x-"
 _WEIGH_S = 0.25  # of work between two looks at its own memory: reading it costs as much as a small model
 _PAGES_PER_MIB = (1 << 20) // os.sysconf("SC_PAGE_SIZE")
 
@@ -206,10 +207,13 @@ class Worker:
         started = time.monotonic_ns()
         model = self._models[job.tenant]
         assert model is not None  # the engine knows what is loaded
+        kind = Kind.RESULT
         try:
             if job.media == wire.CHECK:
                 model.recheck()
                 payload = b""
+            elif job.media.startswith(_RAW):
+                kind, payload = Kind.PICTURED, _pictured(model.answer, self._data(job), job.media)
             else:
                 payload = _encode(model.answer(self._data(job), job.media))
         except ModelError as error:
@@ -217,7 +221,7 @@ class Worker:
         except Broken as error:
             self._add(job.number, 0, Kind.FAILED, _encode(wire.Fault(str(error)[:8000], tenant=job.tenant)))
         else:
-            self._add(job.number, (time.monotonic_ns() - started) // 1000, Kind.RESULT, payload)
+            self._add(job.number, (time.monotonic_ns() - started) // 1000, kind, payload)
 
     def _data(self, job: wire.Job) -> memoryview:
         if job.slot == wire.NO_SLOT:
@@ -254,6 +258,24 @@ class Worker:
     def _weigh(self) -> None:
         """Resident memory, told with the next answer; see proc_pid_statm(5)."""
         self._rss_mib = int(os.pread(self._statm, 64, 0).split()[1]) // _PAGES_PER_MIB
+
+
+def _pictured(answer: Callable[[memoryview, str], Result], data: memoryview, media: str) -> bytes:
+    """An uncompressed picture is looked at as the JPEG that people will see, so that all see the same.
+
+    Raises:
+        ModelError: it is not usable, or no quality of it leaves room for the result.
+        Broken: see `Model.answer`.
+    """
+    from gateway.infer import raw  # loads OpenCV
+
+    room = wire.PICTURE_MAX
+    while True:
+        jpeg = raw.to_jpeg(data, media, room)
+        result = _encode(answer(memoryview(jpeg), "image/jpeg"))
+        room = wire.room_for_picture(result)
+        if len(jpeg) <= room:  # else a large result, of many masks: again with a smaller picture
+            return wire.pack_pictured(result, jpeg)
 
 
 def _fault(error: ModelError, tenant: int = 0) -> wire.Fault:

@@ -17,8 +17,7 @@ class Assembler:
         self._max = max_bytes
         self._blob = -1
         self._total = 0
-        self._parts: list[bytes] = []
-        self._have = 0
+        self._data = bytearray()  # not a list of pieces: those may be of one byte
 
     def add(self, chunk: BlobChunk) -> bytes | None:
         """The whole blob when this chunk completes it."""
@@ -28,24 +27,27 @@ class Assembler:
                 self.dropped += 1
                 return None
             self._blob, self._total = chunk.blob, chunk.total
-        elif chunk.blob != self._blob or chunk.offset != self._have or chunk.total != self._total:
+        elif chunk.blob != self._blob or chunk.offset != len(self._data) or chunk.total != self._total:
             self._give_up()
             return None
-        self._parts.append(chunk.data)
-        self._have += len(chunk.data)
-        if self._have < self._total and chunk.data:
+        self._data += chunk.data
+        if len(self._data) < self._total and chunk.data:
             return None
-        whole = b"".join(self._parts) if self._have == self._total else None
-        if whole is not None:
-            self._reset()
-        else:
+        if len(self._data) != self._total:
             self._give_up()
+            return None
+        whole = bytes(self._data)
+        self._reset()
         return whole
+
+    def stop(self) -> None:
+        """The line was cut: what was begun does not go on."""
+        self._give_up()
 
     def _give_up(self) -> None:
         self.dropped += self._blob >= 0
         self._reset()
 
     def _reset(self) -> None:
-        self._blob, self._total, self._have = -1, 0, 0
-        self._parts = []
+        self._blob, self._total = -1, 0
+        self._data = bytearray()

@@ -58,9 +58,16 @@ class Hello(msgspec.Struct, frozen=True):
     streams: tuple[NodeStream, ...]
     ring: int = 0  # frames it can hold
     asked: bool = True  # it answers a HELLO of the host; False: just booted, and no ACK or NAK is heeded before one
+    cameras: tuple[str, ...] = ()  # their names; a BLOB's high byte counts them
 
     def to_payload(self) -> bytes:
         return msgspec.json.encode(self)
+
+    def camera(self, blob: int) -> str:
+        """The camera that a blob is of; LinkError when it was not announced, or its name may not be."""
+        if blob >> 8 >= len(self.cameras) or not _NAME.fullmatch(self.cameras[blob >> 8]):
+            raise LinkError(f"the node sends a picture of camera {blob >> 8}, which it has not announced", hint=_HINT)
+        return self.cameras[blob >> 8]
 
     @classmethod
     def from_payload(cls, payload: bytes) -> Self:
@@ -104,7 +111,7 @@ class Data(_Packed, frozen=True):
 
 
 class BlobChunk(_Packed, frozen=True):
-    """A piece of something large (a picture): `total` bytes in all, this piece starts at `offset`."""
+    """A piece of a picture: `total` bytes in all, this piece starts at `offset`; blob = camera << 8 | number."""
 
     kind = Type.BLOB
     layout = struct.Struct("<HII")

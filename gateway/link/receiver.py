@@ -13,6 +13,7 @@ from collections import deque
 from gateway.contract import Sample, Schema
 from gateway.errors import LinkError
 from gateway.link import framing, messages
+from gateway.link.blobs import Assembler
 from gateway.link.framing import Deframer, Type
 from gateway.link.messages import Hello, Message, Resume
 
@@ -25,6 +26,8 @@ _FEW = 4  # below so many frames columns do not pay
 _TICKS_MASK = 0xFFFFFFFF
 _TICKS_HALF = 1 << 31
 _MESSAGES_KEPT = 256
+_PICTURES_KEPT = 2
+_TICKS = struct.Struct("<4xI")
 
 
 class _Lane:
@@ -63,10 +66,11 @@ class Receiver:
         gap: a frame is missing; NAK it.
         messages: all frames but DATA, oldest first; the caller empties it.
         faults: frames that passed their check and still make no sense, the newest few.
+        pictures: of the node's cameras, oldest first: name, the node's time in us, JPEG; the caller empties it.
         frames, readings, resent, gaps, lost: counters of this run.
     """
 
-    def __init__(self, source: str) -> None:
+    def __init__(self, source: str, max_picture: int = 2 << 20) -> None:
         self.expected = 0
         self.ready = False
         self.gap = False
@@ -74,6 +78,10 @@ class Receiver:
         self.faults: deque[LinkError] = deque(maxlen=4)
         self.frames = self.readings = self.resent = self.gaps = self.lost = 0
         self.deframer = Deframer()
+        self.pictures: deque[tuple[str, int, bytes]] = deque()
+        self._pictures_lost = 0
+        self._assembler = Assembler(max_picture)
+        self._hello: Hello | None = None
         self._malformed = 0
         self._source = source
         self._session = -1
@@ -86,6 +94,11 @@ class Receiver:
         """Pieces and frames refused."""
         return self.deframer.bad + self._malformed
 
+    @property
+    def pictures_lost(self) -> int:
+        """Begun and never completed, not whole, or replaced by a newer one before they were taken."""
+        return self._pictures_lost + self._assembler.dropped
+
     def start(self, hello: Hello, next_seq: int) -> None:
         """A node said HELLO and will be asked for `next_seq`.
 
@@ -96,6 +109,8 @@ class Receiver:
         if len({lane.name for lane in self._lanes.values()}) != len(hello.streams):
             raise LinkError("the node announces two streams of one name or id", hint="mend its firmware")
         self._session = hello.session
+        self._hello = hello
+        self._assembler.stop()
         self.expected = next_seq
         self.ready = self.gap = False
 
@@ -103,6 +118,7 @@ class Receiver:
         """The line was cut."""
         self.ready = self.gap = False
         self.deframer.clear()
+        self._assembler.stop()
 
     def feed(self, chunk: bytes, offset_ns: int) -> list[Sample]:
         """What `chunk` brings, in order; one sample a stream.
@@ -198,6 +214,9 @@ class Receiver:
     def _other(self, frame: bytes) -> None:
         try:
             message = messages.decode(frame)
+            if isinstance(message, messages.BlobChunk):
+                self._piece(message, _TICKS.unpack_from(frame)[0])
+                return
         except LinkError as error:
             self._malformed += 1
             self.faults.append(error)
@@ -209,6 +228,22 @@ class Receiver:
         elif isinstance(message, messages.Pong) and message.next == self.expected:
             self._us = max(self._us, message.us)  # caught up: what comes next is not older than this
         self.messages.append(message)
+
+    def _piece(self, chunk: messages.BlobChunk, ticks: int) -> None:
+        """A piece of a picture; its ticks say when the picture was taken."""
+        if self._hello is None or not self.ready:
+            return
+        camera = self._hello.camera(chunk.blob)
+        picture = self._assembler.add(chunk)
+        if picture is None:
+            return
+        if not picture.startswith(b"\xff\xd8") or picture.rfind(b"\xff\xd9") < 2:
+            self._pictures_lost += 1
+            raise LinkError(f"a picture of camera '{camera}' that is no whole JPEG")
+        if len(self.pictures) == _PICTURES_KEPT:
+            self.pictures.popleft()
+            self._pictures_lost += 1
+        self.pictures.append((camera, self._nearest(ticks), picture))
 
     def _resume(self, message: Resume) -> Resume:
         """Moves on to where the node can start; the message with the losses that are ours."""
@@ -228,6 +263,8 @@ class Receiver:
 
     def _unwrap(self, ticks: int) -> int:
         """The node's time of a frame, from 32 bits: the value nearest to the frame before it."""
-        us = self._us
-        self._us = us + ((ticks - us + _TICKS_HALF) & _TICKS_MASK) - _TICKS_HALF
+        self._us = self._nearest(ticks)
         return self._us
+
+    def _nearest(self, ticks: int) -> int:
+        return self._us + ((ticks - self._us + _TICKS_HALF) & _TICKS_MASK) - _TICKS_HALF

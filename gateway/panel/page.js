@@ -82,7 +82,7 @@ function headed(className = "") {
   return Object.assign(node, { heading: title, state, end });
 }
 
-const isCamera = (source) => source.kind === "pictures" || source.kind === "camera";
+const isCamera = (source) => ["pictures", "camera", "video"].includes(source.kind);
 
 function showSources(s, now) {
   keep($("sources"), s.sources, (x) => x.name, () => {

@@ -31,7 +31,7 @@ class Pictures:
             StoreError: the disk refused.
         """
         digest = hashlib.sha256(frame.data).hexdigest()
-        name = f"{self._number():08d}-{frame.source}-{frame.stamp.boot[:8]}-{frame.stamp.mono_ns:020d}{SUFFIX[frame.media]}"
+        name = f"{self._number():08d}-{frame.source.replace('/', '.')}-{frame.stamp.boot[:8]}-{frame.stamp.mono_ns:020d}{SUFFIX[frame.media]}"
         path = self._folder / name
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

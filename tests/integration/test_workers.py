@@ -153,6 +153,12 @@ def test_pictures_come_through_shared_memory(tmp_path: Path) -> None:
     pack(tmp_path / "a.octo", manifest, bundles.files(**members))
     answer = asyncio.run(one_run(tmp_path / "a.octo", data))
     assert values(answer) == pytest.approx((means.sum(), 8.0), abs=2)
+    assert answer.picture == b""
+    grey = bytes((126, 128)) * 640 * 480  # YUYV, as a camera without MJPEG gives it; 126 is 128 of 255
+    answer = asyncio.run(one_run(tmp_path / "a.octo", grey, "image/x-yuyv;640;480;1280"))
+    assert values(answer) == pytest.approx((6 * 128, 128), abs=6)
+    seen = cv2.imdecode(np.frombuffer(answer.picture, np.uint8), cv2.IMREAD_COLOR)
+    assert seen is not None and seen.shape == (480, 640, 3)
 
 
 async def one_run(bundle: Path, data: bytes, media: str = "image/png", **options: Any) -> Answer:

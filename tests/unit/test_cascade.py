@@ -91,12 +91,15 @@ def test_plan_tells_what_looks_closer(tmp_path: Path) -> None:
         ('after = "objects"', 'after = "digits"', r"pipeline\[2\]\.after: a ring: plates -> digits -> plates"),
         ('after = "plates"', 'after = "digits"', r"pipeline\[3\]\.after: a ring: digits -> digits"),
         ('after = "plates"', 'after = "plate"', r"pipeline\[3\]\.after: there is no 'plate' \(did you mean 'plates'\?"),
-        ('after = "objects"', 'after = "press-state"', r"pipeline\[2\]\.after: 'press-state' takes readings"),
         ('after = "objects"', 'after = "objects"\nsource = "dock"', r"pipeline\[2\]\.source: .* takes what 'objects'"),
         ('after = "objects"', 'after = "objects"\nmax_fps = 2', r"pipeline\[2\]\.max_fps"),
         ('source = "dock"\nmodel', "model", r"pipeline\[1\]\.source: missing \(add source"),
         ("max_fps = 5", "margin = 0.5", r"pipeline\[1\]\.margin: only for a pipeline with `after`"),
-        ('stream = "power"', 'stream = "power"\nmax_fps = 1', r"pipeline\[0\]\.max_fps: readings are never left out"),
+        (
+            'stream = "power"',
+            'stream = "power"\nhop = 4\nmax_fps = 1',
+            r"pipeline\[0\]\.max_fps: readings are never left out",
+        ),
         ("min_score = 0.6", "max_regions = 33", r"pipeline\[2\]\.max_regions"),
         ('name = "digits"', 'name = "plates"', r"pipeline\[3\]\.name: 'plates' is there twice"),
     ],
@@ -106,6 +109,13 @@ def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -
     with pytest.raises(ConfigError) as caught:
         load(write(tmp_path, CONFIG.replace(old, new, 1)))
     assert re.search(says, str(caught.value)), str(caught.value)
+
+
+def test_readings_have_no_regions(tmp_path: Path) -> None:
+    text = CONFIG.replace('after = "objects"', 'after = "press-state"')
+    assert load(write(tmp_path, text)).pipeline[2].source == "press", "it may be a camera of the node: the model says"
+    with pytest.raises(ConfigError, match=r"pipeline\[2\]\.after: 'press-state' takes readings"):
+        load(write(tmp_path, text.replace('stream = "power"', 'stream = "power"\nwindow = 8')))
 
 
 def test_the_documented_example_is_a_config() -> None:

@@ -58,7 +58,15 @@ def test_misuse(argv: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["run", "--help"], ["check", "--help"], ["plan", "--help"], ["status", "--help"]]
+    "argv",
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["check", "--help"],
+        ["plan", "--help"],
+        ["status", "--help"],
+        ["cameras", "--help"],
+    ],
 )
 def test_help_is_worth_reading(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 
 from gateway import pipeline as module
@@ -34,6 +35,7 @@ class Said(NamedTuple):
     backend: str = "test fp32 x1"
     bundle: str = "f" * 12
     took_us: int = 1
+    picture: bytes = b""
 
 
 class Engine:
@@ -319,3 +321,42 @@ def test_a_limit_of_pictures_a_second_is_counted_apart() -> None:
 
     running(cascade.pipe, scenario())
     assert counts(cascade.pipe.status()) == (0, 4, 5)
+
+
+def test_a_raw_picture_is_the_jpeg_of_its_model_for_everybody_else() -> None:
+    cascade, frames = Cascade(), list[Frame | None]()
+    cascade.pipe._done = lambda inference, frame: frames.append(frame)
+    seen_closer = list[tuple[bytes, str]]()
+
+    def closer(data: bytes, media: str) -> Result:
+        seen_closer.append((data, split(media)[0]))
+        return parts(data, media)
+
+    cascade.faces._answer = closer
+
+    async def scenario() -> None:
+        cascade.pipe.frame(msgspec.structs.replace(frame(1), data=b"raw", media="image/x-yuyv;2;1;4"))
+        await cascade.top.until(1)
+        assert cascade.top.asked[0][:2] == (b"raw", "image/x-yuyv;2;1;4")
+        cascade.top.asked[0][2].set_result(Said(seen(PERSON), picture=b"as jpeg"))
+        await cascade.told.until(lambda: ("faces", 1) in cascade.told.looked)
+
+    running(cascade.pipe, scenario())
+    assert [(f.data, f.media, f.seq) for f in frames if f] == [(b"as jpeg", "image/jpeg", 1)]
+    assert seen_closer == [(b"as jpeg", "image/jpeg")], "regions are of the JPEG"
+
+
+def test_readings_where_pictures_should_come_are_told_once() -> None:
+    engine, told = Engine(lambda data, media: seen()), Told()
+    table = PipelineTable(name="top", source="press", stream="top", model="m")
+    pipe = CameraPipeline(table, engine, CLOCK, told.done, told.notify)
+    for _ in range(3):
+        pipe.mistaken()
+    assert told.events == [("pipeline.failing", "raised")]
+
+    async def scenario() -> None:
+        pipe.frame(frame(1))  # the node has another program now
+        await told.until(lambda: bool(told.inferences))
+
+    running(pipe, scenario())
+    assert told.events == [("pipeline.failing", "raised"), ("pipeline.failing", "cleared")]

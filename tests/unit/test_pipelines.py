@@ -90,15 +90,39 @@ def test_a_child_may_stand_before_its_parent(tmp_path: Path) -> None:
         ('labels = ["person"]', 'labels = ["unicorn"]', "model 'detect' of 'objects' knows no 'unicorn'"),
         (
             'stream = "power"\nmodel = "window"',
-            'stream = "power"\nmodel = "detect"',
-            "'detect' takes pictures, 'press'",
+            'stream = "power"\nmodel = "detect"\nwindow = 8',
+            "'state': model 'detect' takes pictures, 'window' and 'hop' are for readings",
+        ),
+        (
+            'stream = "power"\nmodel = "window"',
+            'stream = "power"\nmodel = "window"\nmax_fps = 2',
+            "'state': max_fps, but readings are never left out",
+        ),
+        ('after = "objects"', 'after = "state"', "'jackets': 'state' takes readings, which have no regions"),
+        (
+            'kind = "node"\nname = "press"\nport = "/dev/null"',
+            'kind = "text"\nname = "press"\nport = "/dev/null"\n[[source.line]]\nstream = "power"\npattern = "{w:float}"',
+            "'state': model 'colours' takes pictures, 'press' gives readings",
         ),
     ],
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
     assert old in CONFIG
+    text = CONFIG.replace(old, new, 1)
+    if "text" in new:
+        text = text.replace('model = "window"\n[[pipeline]]', 'model = "colours"\n[[pipeline]]')
     with pytest.raises(ConfigError, match=says):
-        made(tmp_path, CONFIG.replace(old, new, 1))
+        made(tmp_path, text)
+
+
+def test_a_picture_model_on_a_nodes_stream_is_of_its_camera(tmp_path: Path) -> None:
+    text = CONFIG.replace('stream = "power"\nmodel = "window"', 'stream = "top"\nmax_fps = 2\nmodel = "detect"')
+    text = text.replace('after = "objects"', 'after = "state"')
+    pipelines = made(tmp_path, text)
+    assert not pipelines.by_stream
+    (state,) = pipelines.by_source["press/top"]
+    assert [child.name for child in state.children] == ["jackets"]
+    assert state.of == "press/top" and pipelines.by_source["dock"][0].of == "dock"
 
 
 def test_a_parent_that_detects_nothing(tmp_path: Path) -> None:

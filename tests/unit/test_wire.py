@@ -21,7 +21,7 @@ def test_a_job_in_shared_memory_comes_back() -> None:
     assert job == wire.Job(7, 0, "image/jpeg", 1, 200_000, memoryview(b""))
 
 
-@pytest.mark.parametrize("kind", list(wire.Kind))
+@pytest.mark.parametrize("kind", sorted(set(wire.Kind) - {wire.Kind.PICTURED}))  # see test_raw_pictures
 def test_answers_come_back(kind: wire.Kind) -> None:
     packet = wire.pack_answer(3, 1234, 56, kind, b"payload") + wire.pack_answer(4, 5, 99_999, kind, b"")
     assert wire.unpack_answers(memoryview(packet)) == [
