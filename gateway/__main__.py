@@ -14,7 +14,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gateway import __version__, cameras
+from gateway import __version__
+from gateway.camera_commands import add_commands as add_camera_commands
 from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
 from gateway.infer.bench_commands import add_commands as add_bench_commands
@@ -89,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands, EPILOG)
     add_bench_commands(commands, EPILOG)
     add_bundle_commands(commands, EPILOG)
-    cameras.add_command(commands, EPILOG)
+    add_camera_commands(commands, EPILOG)
     return parser
 
 

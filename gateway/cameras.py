@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
@@ -20,10 +19,6 @@ from gateway.source_tables import CameraSource
 
 PICTURE_S = 5.0  # most that a test picture may take
 SETTLE = 5  # pictures until exposure and white balance have settled
-WHAT = """\
-List the cameras that the kernel knows (V4L2): their lasting names for `device = ...`, formats, sizes, rates and controls.
-With --picture one of them takes a picture; a gateway that uses that camera must be stopped meanwhile.
-"""
 
 
 class Size(msgspec.Struct, frozen=True):
@@ -56,18 +51,6 @@ class Camera(msgspec.Struct, frozen=True):
     bus: str
     formats: tuple[Format, ...]
     controls: tuple[Control, ...]
-
-
-def add_command(commands: Any, epilog: str) -> None:
-    """Declare `cameras` among the subcommands of `octogate`."""
-    parser: argparse.ArgumentParser = commands.add_parser(
-        "cameras", help="List the cameras, take a test picture", description=WHAT, epilog=epilog
-    )
-    parser.add_argument("--json", action="store_true", help="as JSON instead of text")
-    parser.add_argument("--device", default="", metavar="PATH", help="only this one")
-    parser.add_argument("--picture", type=Path, metavar="FILE.jpg", help="take one and write it there")
-    parser.add_argument("--size", default="640x480", metavar="WxH", help="of the picture; default: %(default)s")
-    parser.set_defaults(command=run)
 
 
 def run(args: argparse.Namespace, kernel: Kernel | None = None, dev: Path = Path("/dev")) -> int:
