@@ -1,10 +1,12 @@
 """What misbehaves in tests of swaps; each a process.
 
     python -m tests.integration.swap_parts worker SETUP              a real worker; see below
+    python -m tests.integration.swap_parts daemon run ...            octogate with such workers
     python -m tests.integration.swap_parts cut STEP COUNTER run ...  octogate, SIGKILL before a step of a swap
 
 The worker does by the version of its first bundle: `crash` dies by SIGSEGV at the first job, `wrong` fails its golden
-samples from the first job on. COUNTER is a file that counts the steps, also over starts.
+samples from the first job on, `dies` never gets ready where
+it is to serve. COUNTER is a file that counts the steps, also over starts.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import msgspec
 
 from gateway.child import python_module
 from gateway.errors import ModelError
-from gateway.infer import shelf, verify, wire, worker
+from gateway.infer import crew, shadow, shelf, verify, wire, worker
 from gateway.infer.bundle import read_manifest
 from gateway.infer.engine import Engine
 from gateway.infer.swap import Swapper
@@ -34,7 +36,10 @@ def set_in(owner: Any, **names: Any) -> None:
 
 
 def misbehaving(argument: str) -> int:
-    version = read_manifest(Path(msgspec.json.decode(argument, type=wire.Setup).tenants[0].bundle)).version
+    setup = msgspec.json.decode(argument, type=wire.Setup)
+    version = read_manifest(Path(setup.tenants[0].bundle)).version
+    if "dies" in version and setup.nice != shadow.NICE:
+        os.kill(os.getpid(), signal.SIGSEGV)
     if "crash" in version:
         set_in(worker.Worker, _answer=lambda self, job: os.kill(os.getpid(), signal.SIGSEGV))
     if "wrong" in version:
@@ -80,6 +85,8 @@ if __name__ == "__main__":
         sys.exit(misbehaving(*rest))
     from gateway.__main__ import main
 
+    if mode == "daemon":
+        set_in(crew, python_module=lambda module: [*WORKER])
     if mode == "cut":
         cut(int(rest[0]), Path(rest[1]))
         rest = rest[2:]
