@@ -114,7 +114,7 @@ Name = Annotated[str, Meta(max_length=48)]
 
 
 class ModelSwapArgs(Part, frozen=True):
-    """`bundle`: a file on the gateway, for example what `bundle.put` called `path`. The rest: docs/models.md."""
+    """`bundle`: a file on the gateway, for example what `bundle.put` called `path`. The rest: docs/models-on-the-gateway.md."""
 
     model: Name
     bundle: Annotated[str, Meta(min_length=1, max_length=4096)]

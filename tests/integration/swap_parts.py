@@ -2,7 +2,7 @@
 
     python -m tests.integration.swap_parts worker SETUP              a real worker; see below
     python -m tests.integration.swap_parts daemon run ...            octogate with such workers
-    python -m tests.integration.swap_parts cut STEP COUNTER run ...  octogate, SIGKILL before a step of a swap
+    python -m tests.integration.swap_parts cut STEP COUNTER run ...  the same, SIGKILL before a step of a swap
 
 The worker does by the version of its first bundle: `crash` dies by SIGSEGV at the first job, `wrong` fails its golden
 samples from the first job on, `dies` never gets ready where
@@ -85,7 +85,7 @@ if __name__ == "__main__":
         sys.exit(misbehaving(*rest))
     from gateway.__main__ import main
 
-    if mode == "daemon":
+    if mode in ("daemon", "cut"):
         set_in(crew, python_module=lambda module: [*WORKER])
     if mode == "cut":
         cut(int(rest[0]), Path(rest[1]))

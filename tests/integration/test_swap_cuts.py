@@ -16,7 +16,7 @@ from gateway.child import python_env
 from gateway.command import Answer, ModelSwap
 from gateway.control import Client
 from gateway.errors import ControlError
-from gateway.infer.shelf import sha256_of
+from gateway.infer.shelf import parse, sha256_of
 from tests.integration.harness import ROOT, Daemon
 from tests.integration.test_swap import doubled, make
 
@@ -162,78 +162,114 @@ def test_a_config_that_names_another_bundle_wins(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.timeout(900)
-def test_the_power_is_cut_before_every_step(tmp_path: Path) -> None:
-    """Whatever was done by then: after a start the old or the new bundle serves, whole, and the swap has come to an end."""
-    make(tmp_path / "a.octo", "1.0")
-    new = doubled(tmp_path / "b.octo")
-    base = (tmp_path / "a.octo").read_bytes()
+class Cuts:
+    """One way through the steps of a swap, with the power cut before each of them.
 
-    async def swap(gateway: Parts) -> None:
-        answer = await gateway.ask("model.swap", model="tiny", bundle=str(new), trial_s=0.1, shadow_s=0.05)
+    Args:
+        new: the bundle to swap in; before a rollback it was swapped in already.
+        end: how it ends when nobody cuts.
+    """
+
+    def __init__(self, folder: Path, new: Path, end: str) -> None:
+        self.folder, self.new, self.end = folder, new, end
+        self.base = make(folder / "a.octo", "1.0").read_bytes()
+
+    async def begin(self, gateway: Parts) -> None:
+        if self.end == "undone":
+            answer = await gateway.ask("model.rollback", model="tiny")
+        else:
+            answer = await gateway.ask("model.swap", model="tiny", bundle=str(self.new), trial_s=0.1, shadow_s=0.05)
         assert answer.ok
 
-    async def uncut() -> tuple[int, str, str]:
-        folder = tmp_path / "uncut"
+    async def made(self, name: str, step: int) -> Parts:
+        """A gateway that will be cut at this step, and serves what it serves before."""
+        folder = self.folder / name
         folder.mkdir()
-        (folder / "a.octo").write_bytes(base)
-        gateway = Parts(folder, "cut", "0", str(folder / "counter"))
+        (folder / "a.octo").write_bytes(self.base)
+        if self.end == "undone":
+            plain = Parts(folder, "daemon")
+            await plain.start()
+            try:
+                await plain.serving()
+                assert (await plain.ask("model.swap", model="tiny", bundle=str(self.new), trial_s=0.1)).ok
+                await told(folder)
+                await plain.end()
+            finally:
+                await plain.close()
+        return Parts(folder, "cut", str(step), str(folder / "counter"))
+
+    async def uncut(self) -> tuple[range, str, str]:
+        """The steps that it takes once it serves; what serves before and after."""
+        gateway = await self.made("uncut", 0)
+        counter = gateway.folder / "counter"
         await gateway.start()
         try:
             before = await gateway.serving()
-            await swap(gateway)
-            assert (await gateway.settled()).outcome == "settled"
+            first = counter.stat().st_size + 1 if counter.exists() else 1
+            await self.begin(gateway)
+            await until_logged(
+                gateway, "model.rolled_back point" if self.end == "undone" else f"{ENDS[self.end]} point"
+            )
+            await told(gateway.folder)
             await gateway.end()
-            return (folder / "counter").stat().st_size, before, await restarted(gateway)
+            steps = range(first, counter.stat().st_size + 1)
+            await gateway.start()
+            return steps, before, await gateway.serving()
         finally:
             await gateway.close()
 
-    async def restarted(gateway: Parts) -> str:
-        gateway.arguments = ()
-        await gateway.start()
-        return await gateway.serving()
-
-    async def cut(step: int, old: str, now: str) -> str:
+    async def cut(self, step: int, before: str, after: str) -> str:
         """Killed before this step, started again: how it ended."""
-        folder = tmp_path / str(step)
-        folder.mkdir()
-        (folder / "a.octo").write_bytes(base)
-        gateway = Parts(folder, "cut", str(step), str(folder / "counter"))
+        gateway = await self.made(str(step), step)
         await gateway.start()
         try:
-            assert await gateway.serving() == old
+            assert await gateway.serving() == before
             with contextlib.suppress(ControlError):  # it ends while it is asked
-                await swap(gateway)
+                await self.begin(gateway)
             async with asyncio.timeout(60):
                 assert gateway.process is not None and await gateway.process.wait() == -signal.SIGKILL, step
-            assert await restarted(gateway) in (old, now), step
+            gateway.arguments = ("daemon",)
+            await gateway.start()
+            assert await gateway.serving() in (before, after), step
             model = await gateway.settled()
-            assert model.source == ("swap" if model.outcome == "settled" else "config"), step
-            serves = now if model.outcome == "settled" else old
+            begun = model.number and (self.end != "undone" or model.outcome == "rolled back")
+            serves = after if begun and model.outcome == self.end.replace("undone", "rolled back") else before
             await gateway.until(lambda s: s.models[0].bundle == serves and s.models[0].state == "ready", f"step {step}")
-            if model.number:
-                text = ENDS[model.outcome]
-                await until_logged(gateway, f"{text} point")
-            shelf = folder / "data" / "models" / "tiny"
-            for file in shelf.glob("*.octo"):
+            if begun:
+                await until_logged(gateway, f"{ENDS[model.outcome]} point")
+            for file in (gateway.folder / "data" / "models" / "tiny").glob("*.octo"):
                 assert sha256_of(file) == file.stem
             await gateway.end()
-            return model.outcome or "not begun"
+            return model.outcome if begun else "not begun"
         finally:
             await gateway.close()
 
-    async def main() -> dict[str, int]:
-        steps, old, now = await uncut()
-        assert steps > 20 and old != now
-        ends: dict[str, int] = {}
-        for step in range(1, steps + 1):
-            how = await cut(step, old, now)
-            ends[how] = ends.get(how, 0) + 1
-        return ends
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("end", ["settled", "rolled back", "undone"])
+def test_the_power_is_cut_before_every_step(tmp_path: Path, end: str) -> None:
+    """Whatever was done by then: after a start the old or the new bundle serves, whole, and the swap comes to an end."""
+    new = make(tmp_path / "d.octo", "2.0-dies") if end == "rolled back" else doubled(tmp_path / "b.octo")
+
+    async def main() -> list[str]:
+        cuts = Cuts(tmp_path, new, end)
+        steps, before, after = await cuts.uncut()
+        assert (before == after) == (end == "rolled back")
+        return [await cuts.cut(step, before, after) for step in steps]
 
     ends = asyncio.run(main())
-    print(f"\ncut before each of {sum(ends.values())} steps: {ends}")
-    assert set(ends) == {"not begun", "settled"}, "what was begun is finished"
+    print(f"\n{end}: cut before each of {len(ends)} steps: {ends}")
+    assert len(ends) >= (5 if end == "undone" else 25)
+    assert set(ends) == {"not begun", end.replace("undone", "rolled back")}, "what was begun is finished"
+    assert ends == sorted(ends, key=lambda how: how != "not begun"), "once begun, it is never forgotten"
+
+
+async def told(folder: Path) -> None:
+    """Until the outcome stands and was made known."""
+    file = folder / "data" / "models" / "tiny" / "state.json"
+    async with asyncio.timeout(60):
+        while not file.exists() or (state := parse(file.read_bytes())).candidate is not None or not state.told:
+            await asyncio.sleep(0.02)
 
 
 async def until_logged(gateway: Parts, text: str) -> None:
