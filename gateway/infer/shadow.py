@@ -23,13 +23,14 @@ from gateway.infer.seat import Input, Job
 from gateway.infer.wire import Loaded
 
 NICE = 19
+READY_S = 300.0  # at the lowest priority, on a small board that is busy
 FEW = 5  # disagreements that are told one by one
 TOLERANCE = 1e-3  # where the bundle declares none for what computes it
 
 
 def understudy(order: Order, candidates: Sequence[Candidate], judge: Judge, command: Sequence[str] | None) -> Engine:
     """The model of a new bundle with its own worker, which nobody waits for."""
-    crew = Crew(nice=NICE, gentle=True, max_input=order.max_input, command=command)
+    crew = Crew(nice=NICE, gentle=True, max_input=order.max_input, start_deadline_s=READY_S, command=command)
     engine = Engine(
         order.name,
         Path(order.bundle),

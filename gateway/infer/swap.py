@@ -33,7 +33,7 @@ from gateway.infer.order import Order, first_candidates
 from gateway.infer.shelf import CONFIGURED, MAX_STARTS, Copy, Shelf, State, Step, Wish
 
 log = logging.getLogger("octogate")
-READY_S = 120.0  # for a worker of a new bundle to be ready: several candidates, on a small board
+READY_S = 120.0  # for the first worker that serves it to be ready: several candidates, on a small board
 TELL_S = 5.0  # the spool has so long to take the event of an outcome
 GUESS_MIB = 128  # of a worker, while none has been weighed
 
@@ -204,7 +204,7 @@ class Swapper:
     async def _rehearse(self, judge: Judge, beside: Engine, manifest: Manifest) -> None:
         """With the new bundle's worker: self-tested, then compared."""
         assert self._state is not None
-        await self._seen(judge, READY_S)
+        await self._seen(judge, shadow.READY_S)
         assert judge.loaded is not None
         await self._step(Step.TESTED)
         if not (wish := self._state.wish).shadow_s:

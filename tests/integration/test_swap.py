@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,6 +17,7 @@ import pytest
 from gateway.contract import Result
 from gateway.errors import ControlError, ModelError
 from gateway.infer.budget import Budget
+from gateway.infer.crew import Crew
 from gateway.infer.engine import Answer, Engine
 from gateway.infer.order import Order
 from gateway.infer.shelf import Shelf, Step, Wish
@@ -49,12 +52,25 @@ def slow(path: Path, turns: float) -> Path:
 class Bench:
     """A model under load, and what may swap it."""
 
-    def __init__(self, folder: Path, base: Path, *, keys: Sequence[Path] = (), budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        base: Path,
+        *,
+        keys: Sequence[Path] = (),
+        budget: Budget | None = None,
+        crew: Crew | None = None,
+        neighbour: bool = False,
+    ) -> None:
         self.events = Events()
         self.placed: list[str] = []
         self.answers: list[Answer] = []
         options: dict[str, Any] = {"allow_unsigned": not keys, "deadline_s": 5.0}
-        self.engine = Engine("tiny", base, notify=self.events, keys=keys, command=WORKER, backend="onnx", **options)
+        self.beside: list[Answer] = []  # of another model in the same workers
+        made = {"notify": self.events, "keys": keys, "backend": "onnx", **options}
+        crew = crew or Crew(command=WORKER)
+        self.neighbour = Engine("beside", base, crew=crew, **made) if neighbour else None
+        self.engine = Engine("tiny", base, crew=crew, **made)
         cache = str(folder / "placement.json")
         order = Order(name="tiny", bundle=str(base), cache=cache, keys=tuple(map(str, keys)), backend="onnx", **options)
         self.shelf = Shelf(folder / "models" / "tiny", base)
@@ -71,6 +87,10 @@ class Bench:
             self.answers.append(await self.engine.run(data, bundles.MEDIA, ("press/count", number)))
             number += 1
 
+    async def load_beside(self, engine: Engine) -> None:
+        while True:
+            self.beside.append(await engine.run(bundles.window(len(self.beside)), bundles.MEDIA))
+
     def assert_whole(self, *factors: float) -> None:
         """Every window has its own answer, of one of the bundles, in order."""
         for number, answer in enumerate(self.answers):
@@ -79,7 +99,7 @@ class Bench:
             assert factor in factors and values["first"] == number % 1000 * factor
 
     async def until(self, name: str) -> str:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(150):
             return await self.events.seen(name, "point")
 
     async def more(self, n: int = 20) -> Answer:
@@ -97,13 +117,15 @@ async def bench(folder: Path, base: Path, *, loaded: bool = True, **options: Any
         tasks = [group.create_task(work, name="bench") for work in (made.engine.supervise(), made.swapper.run())]
         if loaded:
             tasks.insert(0, group.create_task(made.load(), name="load"))
+            if made.neighbour is not None:
+                tasks.insert(0, group.create_task(made.load_beside(made.neighbour), name="load"))
             await made.more()
         yield made
         for task in tasks:
             task.cancel()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(200)
 def test_a_swap_under_load_loses_and_doubles_nothing_and_can_be_undone(tmp_path: Path) -> None:
     async def main() -> None:
         async with bench(tmp_path, make(tmp_path / "a.octo", "1.0")) as it:
@@ -144,7 +166,7 @@ def test_a_swap_under_load_loses_and_doubles_nothing_and_can_be_undone(tmp_path:
     asyncio.run(main())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(200)
 @pytest.mark.parametrize(
     ("version", "why"),
     [("2.0-crash", "3 workers ended: worker"), ("2.0-wrong", "golden sample golden/0 is off by 7")],
@@ -166,7 +188,7 @@ def test_what_fails_in_service_is_rolled_back_without_loss(tmp_path: Path, versi
     asyncio.run(main())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(200)
 def test_what_is_too_slow_is_rolled_back(tmp_path: Path) -> None:
     async def main() -> None:
         async with bench(tmp_path, make(tmp_path / "a.octo", "1.0")) as it:
@@ -181,7 +203,7 @@ def test_what_is_too_slow_is_rolled_back(tmp_path: Path) -> None:
     asyncio.run(main())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(200)
 def test_what_is_not_to_be_believed_or_wrong_is_not_taken(tmp_path: Path) -> None:
     key = generate_key(tmp_path / "key.pem", tmp_path / "key.pub")
     other = generate_key(tmp_path / "other.pem", tmp_path / "other.pub")
@@ -219,7 +241,7 @@ def test_what_is_not_to_be_believed_or_wrong_is_not_taken(tmp_path: Path) -> Non
     asyncio.run(main())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(200)
 def test_a_shadow_counts_where_it_differs_and_names_the_first(tmp_path: Path) -> None:
     async def main() -> None:
         async with bench(tmp_path, make(tmp_path / "a.octo", "1.0")) as it:
@@ -242,7 +264,7 @@ def test_a_shadow_counts_where_it_differs_and_names_the_first(tmp_path: Path) ->
     asyncio.run(main())
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(200)
 def test_a_swap_can_be_called_off_at_any_time(tmp_path: Path) -> None:
     async def main() -> None:
         async with bench(tmp_path, make(tmp_path / "a.octo", "1.0")) as it:
@@ -271,5 +293,31 @@ def test_without_memory_for_a_second_worker_nothing_is_begun(tmp_path: Path) -> 
         async with bench(tmp_path, base, budget=Budget(0, 8)) as it:
             await it.swapper.swap(doubled(tmp_path / "b.octo"), QUICK)
             assert "no memory for a second worker" in await it.until("model.swap_failed")
+
+    asyncio.run(main())
+
+
+@pytest.mark.timeout(200)
+def test_models_that_share_workers_are_swapped_one_by_one_and_so_are_standbys(tmp_path: Path) -> None:
+    """Two models in each of two workers, and one that stands by; only one of the models gets another bundle."""
+
+    async def main() -> None:
+        base, budget = make(tmp_path / "a.octo", "1.0"), Budget(0, 2048)
+        crew = Crew(workers=2, standby=True, budget=budget, command=WORKER)
+        async with bench(tmp_path, base, budget=budget, crew=crew, neighbour=True) as it:
+            await it.swapper.swap(doubled(tmp_path / "b.octo"), QUICK)
+            await it.until("model.swapped")
+            while it.engine.status().workers < 2 or not it.engine.status().standby:
+                await asyncio.sleep(0.01)
+            while (await it.more(1)).bundle == it.answers[0].bundle:
+                pass
+            have = len(it.answers)
+            for _ in range(3):  # whoever takes over has the new one, too
+                os.kill(it.engine.status().pid, signal.SIGKILL)
+                await it.more(30)
+            assert {answer.bundle for answer in it.answers[have:]} == {it.answers[have].bundle}
+            it.assert_whole(1.0, 2.0)
+            assert len(it.beside) > 20 and {a.bundle for a in it.beside} == {it.answers[0].bundle}
+            assert [a.result.values["first"] for a in it.beside] == [float(n) for n in range(len(it.beside))]
 
     asyncio.run(main())
