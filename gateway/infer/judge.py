@@ -12,7 +12,7 @@ from gateway.infer.wire import Loaded
 CRASHES = 3  # workers that end, and it is the bundle
 REFUSALS = 3  # inputs in a row that it does not take, and it is not the inputs
 MIN_RUNS = 200  # before a 99th percentile is one
-AT_LEAST = 20  # at the end of a trial, where there is nothing better
+AT_LEAST = 20  # for the median, and at the end of a trial, where there is nothing better
 NOISE_MS = 50.0  # a shared machine may do that to anybody: nothing below is too slow
 _RECENT = 1000
 
@@ -49,13 +49,14 @@ class Judge:
             self.over.set()
 
     def slow(self, at_least: int) -> str:
-        """Whether it is too slow, in words, once so many runs are known."""
-        if len(self._took) < max(at_least, 1):
+        """Whether it is too slow, in words: by the 99th percentile of so many runs, by the median of fewer."""
+        if len(self._took) < AT_LEAST:
             return ""
-        p99_ms = sorted(self._took)[int(len(self._took) * 0.99)] / 1e6
-        if p99_ms <= self.limit_ms:
+        what, share = ("p99", 0.99) if len(self._took) >= at_least else ("median", 0.5)
+        took_ms = sorted(self._took)[int(len(self._took) * share)] / 1e6
+        if took_ms <= self.limit_ms:
             return ""
-        return f"too slow: p99 {p99_ms:.3g} ms over {len(self._took)} runs, the limit is {self.limit_ms:.3g} ms"
+        return f"too slow: {what} {took_ms:.3g} ms over {len(self._took)} runs, the limit is {self.limit_ms:.3g} ms"
 
     # --- what the engine tells ----------------------------------------------------------------------------------
 
@@ -70,7 +71,7 @@ class Judge:
         self._refusals = 0
         self._took.append(took_ns)
         self._runs += 1
-        if self._runs % MIN_RUNS == 0 and (why := self.slow(MIN_RUNS)):
+        if self._runs % AT_LEAST == 0 and (why := self.slow(MIN_RUNS)):
             self.stop(why)
 
     def refused(self, why: str, loaded: Loaded) -> None:
