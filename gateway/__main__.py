@@ -1,4 +1,4 @@
-"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle`. The only place that
+"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | model`. The only place that
 exits.
 """
 
@@ -19,6 +19,7 @@ from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
 from gateway.infer.bench_commands import add_commands as add_bench_commands
 from gateway.infer.bundle_commands import add_commands as add_bundle_commands
+from gateway.infer.swap_commands import add_commands as add_model_commands
 from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
@@ -34,6 +35,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
+  octogate model swap state NEW.octo --config gateway.toml    another bundle for a model, while the gateway runs
   octogate bundle verify MODEL.octo --key KEY.pem    may this model bundle be believed?
 """
 PLAN = """\
@@ -88,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     add_commands(commands, EPILOG)
     add_bench_commands(commands, EPILOG)
     add_bundle_commands(commands, EPILOG)
+    add_model_commands(commands, EPILOG)
     return parser
 
 
