@@ -6,18 +6,20 @@ Without a bundle: a tiny ONNX model, so that the hop and not the model is seen, 
 200 kB; then `models/detect` on the picture of its own golden sample, at the bare loop's niceness. Both sides do the
 same pre and post steps with the same allocator settings; they take turns, so that a noisy machine is noisy for both.
 `hop` is the difference of the medians (and of the 99th percentiles). Also: cold start to the first answer, and the
-time from SIGKILL to the next answer. Last, with detect: what two workers do more than one, taking turns, and how late
-this process's event loop is while both work.
+time from SIGKILL to the next answer. Last, with detect: what two workers do more than one, taking turns, how late this
+process's event loop is while both work, and what two bare loops do more than one: more than that no engine can give.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -171,6 +173,40 @@ async def scale(case: Case, rounds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def bare_rate(processes: list[subprocess.Popen[str]]) -> float:
+    """Answers a second of so many bare loops side by side; what this machine gives."""
+    for process in processes:
+        assert process.stdin is not None
+        print(file=process.stdin, flush=True)
+    return sum(float(process.stdout.readline()) for process in processes if process.stdout is not None)
+
+
+def bare_loop() -> None:
+    """A round for each line that comes in; see `bare_scale`."""
+    bare = Bare(real_picture())
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        done, started = 0, time.perf_counter()
+        while time.perf_counter() < started + ROUND_S:
+            bare.run()
+            done += 1
+        print(done / (time.perf_counter() - started), flush=True)
+
+
+def bare_scale(rounds: int) -> float:
+    """Two processes without anything of ours around them against one."""
+    command = [sys.executable, __file__, "--bare-loop"]
+    with contextlib.ExitStack() as stack:
+        both = [
+            stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
+            for _ in range(2)
+        ]
+        for process in both:
+            assert process.stdout is not None
+            process.stdout.readline()
+        return statistics.median(bare_rate(both) / bare_rate(both[:1]) for _ in range(rounds))
+
+
 async def throughput(engine: Engine, case: Case, callers: int) -> float:
     done, end = 0, time.perf_counter() + ROUND_S
 
@@ -220,11 +256,15 @@ def main() -> None:
     parser.add_argument("--nice", type=int, default=10, help="niceness of the worker (default 10, as in the config)")
     parser.add_argument("--bundle", type=Path, help="a real bundle; needs --input and --media")
     parser.add_argument("--input", type=Path, help="the file that is fed to it")
+    parser.add_argument("--bare-loop", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--media", default="image/jpeg", help="what the file is: image/jpeg, image/png, records;...")
     options = parser.parse_args()
     if os.environ.get("MALLOC_TRIM_THRESHOLD_") != ALLOCATOR["MALLOC_TRIM_THRESHOLD_"]:
         # read when a process starts: the bare loop must have what the workers have
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **ALLOCATOR})
+    if options.bare_loop:
+        bare_loop()
+        return
     scaling: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.bundle:
@@ -234,13 +274,14 @@ def main() -> None:
             cases = [make_window(Path(folder)), make_jpeg(Path(folder))]
             rows = [asyncio.run(measure(case, options.runs, options.nice)) for case in cases]
             rows.append(asyncio.run(measure(real_picture(), max(50, options.runs // 10), 0, block=1)))
-            scaling = asyncio.run(scale(real_picture(), 5))
+            scaling = asyncio.run(scale(real_picture(), 5)) | {"bare_ratio": bare_scale(5)}
     print(json.dumps({"engine": rows, "workers": scaling}) if options.json else table(rows))
     if scaling and not options.json:
         print(
             f"two workers: {scaling['two_per_s']:.1f}/s, one: {scaling['one_per_s']:.1f}/s, "
-            f"ratio {scaling['ratio']:.2f} (best rounds {scaling['best_ratio']:.2f}, target 1.80); loop lag p50 "
-            f"{scaling['lag_p50_ms']:.1f} ms, p99 {scaling['lag_p99_ms']:.1f} ms (target 5)"
+            f"ratio {scaling['ratio']:.2f} (best rounds {scaling['best_ratio']:.2f}, target 1.80; two bare loops against "
+            f"one: {scaling['bare_ratio']:.2f}); loop lag p50 {scaling['lag_p50_ms']:.1f} ms, "
+            f"p99 {scaling['lag_p99_ms']:.1f} ms (target 5)"
         )
 
 

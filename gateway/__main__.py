@@ -1,5 +1,5 @@
-"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | cameras`. The only
-place that exits.
+"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | model | cameras`. The
+only place that exits.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
 from gateway.infer.bench_commands import add_commands as add_bench_commands
 from gateway.infer.bundle_commands import add_commands as add_bundle_commands
+from gateway.infer.swap_commands import add_commands as add_model_commands
 from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
@@ -35,6 +36,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
+  octogate model swap state NEW.octo --config gateway.toml    another bundle for a model, while the gateway runs
   octogate bundle verify MODEL.octo --key KEY.pem    may this model bundle be believed?
   octogate cameras                         which cameras are there, and a test picture
 """
@@ -91,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bench_commands(commands, EPILOG)
     add_bundle_commands(commands, EPILOG)
     add_camera_commands(commands, EPILOG)
+    add_model_commands(commands, EPILOG)
     return parser
 
 

@@ -41,10 +41,8 @@ from gateway.contract import (
 )  # fmt: skip
 from gateway.errors import ControlError, StoreError
 from gateway.infer.engine import Engine
-from gateway.infer.order import order_of
-from gateway.infer.placer import Placer
 from gateway.infer.thumbnails import Thumbnails
-from gateway.inference import engines
+from gateway.inference import Models
 from gateway.panel import process as panel_process
 from gateway.pipelines import Pipelines
 from gateway.remote import Remote
@@ -98,7 +96,8 @@ async def run(
             "watermarks": lambda _: app.spool.watermarks(),
             "picture": app.picture,
             "command": remote.control,
-            "placed": app.placed,
+            "placed": app.models.placed,
+            "models": lambda _: app.models.list(),
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
         stack.enter_context(app.watch.watching())
@@ -119,6 +118,7 @@ class App:
     """What is running, and how it hangs together."""
 
     spool: Spool
+    models: Models
     _pipelines: Pipelines
 
     def __init__(self, config: Config) -> None:
@@ -145,9 +145,8 @@ class App:
     def build(self, remote: Remote) -> None:
         """Make every part; nothing runs yet."""
         config = self.config
-        self._engines = engines(config, self._engine_says)
-        orders = {model.name: order_of(config, model) for model in config.model}
-        self._placer = Placer(orders, self._engines, self.notify)
+        self.models = Models(config, self.announce)
+        self._engines = self.models.engines
         self._pipelines = Pipelines(
             config, self._engines, self.clock, self._inferred, self._looked, lambda name: partial(self.notify, name)
         )
@@ -180,7 +179,7 @@ class App:
             tasks.create_task(source.run(SourceSink(self, source.name)), name=f"source {source.name}")
         for name, engine in self._engines.items():
             tasks.create_task(engine.supervise(), name=f"model {name}")
-        tasks.create_task(self._placer.run(), name="placement")
+        tasks.create_task(self.models.run(), name="models")
         for pipeline in self._pipelines.running:
             tasks.create_task(pipeline.run(), name=f"pipeline {pipeline.name}")
         tasks.create_task(self._keep_pictures(), name="pictures")
@@ -294,14 +293,13 @@ class App:
 
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None:
         """An event about the gateway itself."""
-        self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
+        self.announce(origin, name, state, severity, message, **detail)
 
-    def _engine_says(
-        self, model: str, name: str, state: str, severity: Severity, message: str, /, **detail: Any
-    ) -> None:
-        self.notify(model, name, state, severity, message, **detail)
-        if name == "model.failover":  # a device may have gone, or come back
-            self._placer.request(model)
+    def announce(
+        self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any
+    ) -> asyncio.Future[None]:
+        """The same; done when it is on disk."""
+        return self._event(Event(name, origin, state, severity, self.clock.now(), message, detail))
 
     def _event(self, event: Event) -> asyncio.Future[None]:
         about = "" if event.message.startswith(event.origin) else f"{event.origin}: "
@@ -339,12 +337,6 @@ class App:
             raise ControlError(f"no picture of {name!r} yet", hint=f"there are: {', '.join(self._frames) or 'none'}")
         frame = self._frames[name]
         return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
-
-    def placed(self, args: Mapping[str, Any]) -> None:
-        """`octogate bench` has measured a model: its engine goes by that now."""
-        if args.get("model") not in self._engines:
-            raise ControlError(f"no model {args.get('model')!r}", hint=f"there are: {', '.join(self._engines)}")
-        self._placer.reload(args["model"])
 
     def _stream(self, name: str, next_seq: int) -> StreamStatus:
         confirmed = self.spool.delivered(name)

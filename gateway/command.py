@@ -110,6 +110,24 @@ class BundlePutArgs(Part, frozen=True):
     data: Annotated[bytes, Meta(max_length=BLOCK)] = b""
 
 
+Name = Annotated[str, Meta(max_length=48)]
+
+
+class ModelSwapArgs(Part, frozen=True):
+    """`bundle`: a file on the gateway, for example what `bundle.put` called `path`. The rest: docs/models-on-the-gateway.md."""
+
+    model: Name
+    bundle: Annotated[str, Meta(min_length=1, max_length=4096)]
+    shadow_s: Annotated[float, Meta(ge=0, le=604_800)] = 0.0
+    every: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    trial_s: Annotated[float, Meta(ge=0, le=604_800)] = 600.0
+    slower: Annotated[float, Meta(ge=1, le=1e6)] = 10.0
+
+
+class ModelRollbackArgs(Part, frozen=True):
+    model: Name
+
+
 class BundleDropArgs(Part, frozen=True):
     sha256: Sha256
 
@@ -141,6 +159,39 @@ class Have(msgspec.Struct, frozen=True, omit_defaults=True):
 
     have: int
     path: str = ""
+
+
+class ShadowCount(msgspec.Struct, frozen=True):
+    """What a shadow run has seen: inputs compared, those that differ, and of these with another label, text or count."""
+
+    compared: int = 0
+    disagreed: int = 0
+    otherwise: int = 0
+
+
+class ModelSwap(msgspec.Struct, frozen=True):
+    """Which bundle a model runs, and how far a swap is.
+
+    Attributes:
+        bundle: what serves: the first 12 digits of its digest, as inferences have it; empty while nothing does.
+        source: `config` or `swap`: where what is active comes from.
+        previous: digest of what `model.rollback` would go back to; `config` for the config's, empty for nothing.
+        candidate: digest of what is under way.
+        step: `received`, `verified`, `tested`, `shadow`, `trial`, or `settled` when nothing is under way.
+        number: of the last swap.
+        outcome: of the last that ended: `settled`, `given up`, `rolled back`; `reason` is why.
+    """
+
+    model: str
+    bundle: str
+    source: str
+    previous: str
+    candidate: str
+    step: str
+    number: int
+    outcome: str
+    reason: str
+    shadow: ShadowCount
 
 
 class ConfigText(msgspec.Struct, frozen=True):

@@ -52,7 +52,7 @@ class Answer(Protocol):
 
 
 class Engine(Protocol):
-    async def run(self, data: bytes, media: str) -> Answer: ...
+    async def run(self, data: bytes, media: str, of: tuple[str, int] = ...) -> Answer: ...
 
 
 Done = Callable[[Inference, Frame | None], None]
@@ -177,7 +177,7 @@ class SensorPipeline(Pipeline):
             self._notify("pipeline.overflow", "cleared", Severity.ALARM, message)
 
     def _run(self, window: Window, schema: Schema) -> Awaitable[Answer]:
-        return self._engine.run(window.data, f"records;{schema.spec()}")
+        return self._engine.run(window.data, f"records;{schema.spec()}", (self.stream, window.first))
 
     async def _infer(self, window: Window, schema: Schema, work: asyncio.Task[Answer | ModelError] | None) -> None:
         answer = await self._answered(self._run(window, schema) if work is None else _again(work))
@@ -238,7 +238,7 @@ class CameraPipeline(Pipeline):
     async def _work_off(self) -> None:
         while (frame := self._frame) is not None:
             self._frame = None
-            answer = await self._answered(self._engine.run(frame.data, frame.media))
+            answer = await self._answered(self._engine.run(frame.data, frame.media, (frame.source, frame.seq)))
             if answer is None:
                 continue
             if answer.picture:  # what people see, what is kept and looked at closer is what the model saw
@@ -270,7 +270,7 @@ class RegionPipeline(Pipeline):
         if not regions:
             return []
         media = with_regions(frame.media, (region.region for region in regions))
-        answer = await self._answered(self._engine.run(frame.data, media), len(regions))
+        answer = await self._answered(self._engine.run(frame.data, media, (frame.source, frame.seq)), len(regions))
         if answer is None:
             return None
         return [(answer, parent, result) for parent, result in zip(regions, answer.result.parts, strict=True)]

@@ -24,6 +24,9 @@ from gateway.command import (
     ConfigSetArgs,
     ConfigText,
     Have,
+    ModelRollbackArgs,
+    ModelSwap,
+    ModelSwapArgs,
     NoArgs,
     Reported,
     SnapshotArgs,
@@ -45,6 +48,12 @@ class Store(Protocol):
     def append_row(self, stream: str, kind: BatchKind, row: bytes) -> asyncio.Future[None]: ...
 
 
+class Models(Protocol):
+    def list(self) -> tuple[ModelSwap, ...]: ...
+    async def swap(self, args: ModelSwapArgs) -> ModelSwap: ...
+    async def rollback(self, args: ModelRollbackArgs) -> ModelSwap: ...
+
+
 class Host(Protocol):
     """What the running daemon offers."""
 
@@ -53,6 +62,8 @@ class Host(Protocol):
 
     @property
     def spool(self) -> Store: ...
+    @property
+    def models(self) -> Models: ...
     def status(self) -> GatewayStatus: ...
     def picture(self, args: Mapping[str, Any]) -> dict[str, Any]: ...
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None: ...
@@ -122,6 +133,9 @@ class Remote:
             "config.set": Operation(ConfigSetArgs, self._config_set, changes=True),
             "bundle.put": Operation(BundlePutArgs, self._bundle_put, changes=True, once=False, opening=begins),
             "bundle.drop": Operation(BundleDropArgs, self._bundle_drop, changes=True),
+            "model.list": Operation(NoArgs, self._model_list),
+            "model.swap": Operation(ModelSwapArgs, self._model_swap, changes=True),
+            "model.rollback": Operation(ModelRollbackArgs, self._model_rollback, changes=True),
             "blocks.get": Operation(BlocksGetArgs, self._blocks_get, once=False, opening=lambda _: False),
         }
 
@@ -209,6 +223,15 @@ class Remote:
             raise ControlError("a config is on trial, and may be reverted to it", hint="wait until that is decided")
         await asyncio.to_thread(self._bundles.drop, args.sha256)
         return "dropped"
+
+    async def _model_list(self, _: NoArgs, __: str) -> tuple[ModelSwap, ...]:
+        return self._host.models.list()
+
+    async def _model_swap(self, args: ModelSwapArgs, _: str) -> ModelSwap:
+        return await self._host.models.swap(args)
+
+    async def _model_rollback(self, args: ModelRollbackArgs, _: str) -> ModelSwap:
+        return await self._host.models.rollback(args)
 
     async def _blocks_get(self, args: BlocksGetArgs, _: str) -> Block:
         return await asyncio.to_thread(self._blobs.get, args)

@@ -40,6 +40,7 @@ class Crew:
     Args:
         workers: how many serve.
         nice: niceness of the workers.
+        gentle: nice already while they load, for nobody waits for them.
         max_input: bytes of the largest input.
         standby: keep one more ready, on the next candidate, when the budget has memory for it.
         budget: processor tokens and memory, shared by all crews of a gateway.
@@ -53,6 +54,7 @@ class Crew:
         *,
         workers: int = 1,
         nice: int = 10,
+        gentle: bool = False,
         max_input: int = 2 << 20,
         standby: bool = False,
         budget: Budget | None = None,
@@ -69,7 +71,7 @@ class Crew:
         self._recovery = recovery
         self._roster = Roster(
             list(command or python_module("gateway.infer.worker")), self._budget, self,
-            standby=standby, nice=nice, max_input=max_input, start_deadline_s=start_deadline_s, recheck_s=recheck_s,
+            standby=standby, nice=nice, gentle=gentle, max_input=max_input, start_deadline_s=start_deadline_s, recheck_s=recheck_s,
         )  # fmt: skip
         self._over: asyncio.Event | None = None
         self._start_failures = 0  # in a row
@@ -113,6 +115,15 @@ class Crew:
                 engine.stop()
             self._budget.withdraw(self._desk)
 
+    def changed(self) -> None:
+        """A model has another bundle: who serves goes on until it is there, who does not is of no use."""
+        for seat in [*self._roster.seats]:
+            if seat not in self._roster.serving and seat.role is not Role.LEAVE and self._roster.is_outdated(seat):
+                self._roster.end(seat)
+        self._start_failures = self._crashes = self._lacking = 0
+        self._wait(0.0)
+        self.reconcile()
+
     def pids(self) -> list[int]:
         """Of the workers that serve, or else of those that start."""
         return [seat.pid for seat in self._roster.serving or self._roster.seats if seat.pid]
@@ -140,7 +151,10 @@ class Crew:
         """Everything that this worker can load is loaded."""
         now = self._now()
         for engine, found in zip(self._roster.members, seat.loaded, strict=True):
-            for candidate, why in found.rejected if isinstance(found, wire.Loaded) else ():
+            if isinstance(found, wire.Fault):
+                engine.faulted(seat, str(found), crash=False)
+                continue
+            for candidate, why in found.rejected:
                 engine.ranking.reject(candidate, now, why)
         seat.limit_mib = limit_mib(seat)
         faults = [found for found in seat.loaded if isinstance(found, wire.Fault)]
@@ -164,11 +178,12 @@ class Crew:
             self._device_failed(seat, job, _decode_fault(answer.payload))
         elif job is None:
             self._passed(seat)
-        elif answer.kind is Kind.REFUSED:
-            job.engine.refused(job, _decode_fault(answer.payload))
         else:
             loaded = seat.loaded[job.engine.tenant]
             assert isinstance(loaded, wire.Loaded)
+            if answer.kind is Kind.REFUSED:
+                job.engine.refused(job, _decode_fault(answer.payload), loaded)
+                return
             job.engine.done(job, answer.took_us, _decode_result(answer.payload), loaded, bytes(answer.picture))
 
     def idle(self, seat: Seat) -> None:
@@ -185,6 +200,8 @@ class Crew:
         """A worker is gone; its jobs go to the next."""
         serving, jobs = seat in self._roster.serving, seat.take_back()
         self._roster.end(seat)
+        for engine in {job.engine for job in jobs} or {*self._roster.members}:
+            engine.faulted(seat, why, crash=True)
         self._blame(seat, jobs, why)
         if serving:
             self._crashes = 0 if seat.served else self._crashes + 1
@@ -207,6 +224,8 @@ class Crew:
     def _blame(self, seat: Seat, jobs: Sequence[Job], why: str) -> None:
         """Whose fault it was: who was tried, or loaded, or had the work; without either, the only model there is."""
         now = self._now()
+        if self._roster.is_outdated(seat):  # a candidate that fails with another bundle may work with this
+            return
         if seat.probing is not None:
             tenant, candidate = seat.probing
             self._roster.members[tenant].ranking.fail(candidate, now, why)
@@ -223,6 +242,7 @@ class Crew:
     def _device_failed(self, seat: Seat, job: Job | None, fault: wire.Fault) -> None:
         """A runtime raised, or computes wrongly. The worker lives, and may go on with its other models."""
         jobs = [job] if job is not None else []
+        self._roster.members[fault.tenant].faulted(seat, fault.what, crash=False)
         if seat.probing is not None or len(self._roster.members) == 1:
             seat.in_hand = {**dict.fromkeys((-1,) if jobs else (), job), **seat.in_hand}
             seat.dismiss()

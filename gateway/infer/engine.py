@@ -21,7 +21,7 @@ from gateway.infer.breaker import RECOVERY, Ranking, Recovery
 from gateway.infer.budget import Budget, Claim
 from gateway.infer.candidate import Candidate
 from gateway.infer.crew import Crew
-from gateway.infer.seat import Job
+from gateway.infer.seat import NOBODYS, Input, Job, Seat
 
 MAX_ATTEMPTS = 3  # of one job; then it is the job that kills workers
 MICRO_US = 1000  # who computes faster is sent several jobs at once
@@ -49,6 +49,24 @@ class Answer(msgspec.Struct, frozen=True, gc=False):
     bundle: str
     took_us: int
     picture: bytes = b""
+
+
+class Observer(Protocol):
+    """Sees what becomes of a model's work. Called in the loop: it must not block or raise."""
+
+    @property
+    def forgiving(self) -> bool:
+        """Whether no job is given up: if workers end, another bundle will be there soon."""
+
+    def serves(self, loaded: wire.Loaded) -> None:
+        """From now on this computes it."""
+
+    def answered(self, job: Job, result: Result, loaded: wire.Loaded, took_ns: int) -> None: ...
+
+    def refused(self, why: str, loaded: wire.Loaded) -> None: ...
+
+    def faulted(self, bundle: str, why: str, *, crash: bool) -> None:
+        """A worker of the bundle at this path ended, or (no crash) its runtime or its golden samples failed."""
 
 
 class Engine:
@@ -97,8 +115,10 @@ class Engine:
         self.ranking = Ranking(candidates, recovery)
         self.queue: deque[Job] = deque()
         self.micro = False
+        self.bundle = str(bundle)
+        self.observer: Observer | None = None
         self.state = "starting"  # starting, ready, restarting, failed
-        self._bundle, self._backend, self._threads = str(bundle), backend, threads
+        self._recovery, self._backend, self._threads = recovery, backend, threads
         self._keys, self._allow_unsigned = tuple(map(str, keys)), allow_unsigned
         self._deadline_s = deadline_s
         self._detail = ""
@@ -112,12 +132,13 @@ class Engine:
         )  # fmt: skip
         self.tenant = self._crew.join(self)
 
-    async def run(self, data: bytes, media: str) -> Answer:
+    async def run(self, data: bytes, media: str, of: Input = NOBODYS) -> Answer:
         """Have one input computed; inputs are taken in the order of the calls.
 
         Args:
             data: a picture's file or the packed records of a window.
             media: `image/jpeg`, `image/png`, `image/x-yuyv;<width>;<height>;<stride>` or `records;<Schema.spec()>`.
+            of: where it comes from, for messages.
 
         Raises:
             ModelError: the input is not usable, kills every worker, or the model cannot be loaded.
@@ -131,7 +152,7 @@ class Engine:
                 f"model '{self.name}': an input of {len(data)} bytes, at most {self._crew.max_input} are taken",
                 hint="raise max_input_kib of the model, or have the camera deliver smaller pictures",
             )
-        job = Job(self, data, media.encode(), started)
+        job = Job(self, data, media.encode(), started, of)
         self.queue.append(job)
         self._crew.dispatch()
         result, loaded, picture = await job.future
@@ -142,6 +163,13 @@ class Engine:
         """A new ranking, the best first. The best is loaded beside what serves, which goes on until it is ready."""
         self.ranking.replace(candidates)
         self._crew.reconcile()
+
+    def change(self, bundle: Path, candidates: Sequence[Candidate] = ()) -> None:
+        """Another bundle: loaded beside what serves, which goes on until it is ready and ends what it has in hand."""
+        self.bundle = str(bundle)
+        self.ranking = Ranking(candidates, self._recovery)  # what failed with another bundle may work with this
+        self._recent.clear()
+        self._crew.changed()
 
     def status(self) -> ModelStatus:
         """A snapshot; the percentiles are over the last runs, from handing a job over to its answer."""
@@ -182,7 +210,7 @@ class Engine:
     def setup(self, order: Sequence[Candidate]) -> wire.Tenant:
         """What a worker is told of this model."""
         return wire.Tenant(
-            name=self.name, bundle=self._bundle, candidates=tuple(order), backend=self._backend,
+            name=self.name, bundle=self.bundle, candidates=tuple(order), backend=self._backend,
             threads=self._threads, keys=self._keys, allow_unsigned=self._allow_unsigned,
         )  # fmt: skip
 
@@ -199,12 +227,17 @@ class Engine:
         """An answer has come."""
         self.micro = took_us < MICRO_US
         self._runs += 1
-        self._recent.append(time.monotonic_ns() - job.sent_ns)
+        took_ns = time.monotonic_ns() - job.sent_ns
+        self._recent.append(took_ns)
         if not job.future.done():
             job.future.set_result((result, loaded, picture))
+        if self.observer is not None:
+            self.observer.answered(job, result, loaded, took_ns)
 
-    def refused(self, job: Job, fault: wire.Fault) -> None:
+    def refused(self, job: Job, fault: wire.Fault, loaded: wire.Loaded) -> None:
         self._runs += 1
+        if self.observer is not None:
+            self.observer.refused(fault.what, loaded)
         if not job.future.done():
             job.future.set_exception(ModelError(fault.what, hint=fault.hint))
 
@@ -213,6 +246,8 @@ class Engine:
         for job in reversed(jobs):
             if job.future.done():
                 continue
+            if self.observer is not None and self.observer.forgiving:
+                job.attempts = 0
             if job.attempts < MAX_ATTEMPTS:
                 self.queue.appendleft(job)
                 continue
@@ -230,6 +265,8 @@ class Engine:
         if self.state == "failed":
             self.notify("model.failed", "cleared", Severity.INFO, f"model '{self.name}' runs again")
         before, self._loaded = self._loaded, loaded
+        if self.observer is not None:
+            self.observer.serves(loaded)
         self.state = "ready"
         self._detail = "; ".join(why for _, why in loaded.rejected)
         preferred = self.ranking.preferred()
@@ -256,12 +293,19 @@ class Engine:
             self.state, self._detail = "restarting", why
         self.notify("model.restarted", "point", Severity.WARNING, f"model '{self.name}': {why}")
 
+    def faulted(self, seat: Seat, why: str, *, crash: bool) -> None:
+        """For the observer: something is wrong with a worker, or with this model in it."""
+        if self.observer is not None:
+            self.observer.faulted(seat.bundles[self.tenant], why, crash=crash)
+
     def recycled(self, why: str) -> None:
         self.notify("model.recycled", "point", Severity.INFO, f"model '{self.name}': {why}")
 
     def fail(self, why: str) -> None:
         """Nothing can compute it, and the next attempt is far: the callers are told."""
         self._detail = why
+        if self.observer is not None and self.observer.forgiving:
+            return  # it is about to be given another bundle: what waits goes there
         if self.state != "failed":
             self.state = "failed"
             self.notify("model.failed", "raised", Severity.ALARM, f"model '{self.name}': {why}")

@@ -15,6 +15,7 @@ from gateway.infer.bundle import read_manifest
 from gateway.infer.candidate import CPU, NAMES, Candidate, defaults
 from gateway.infer.manifest import Manifest
 from gateway.infer.ranking import Objective
+from gateway.infer.shelf import active_bundle
 from gateway.model_tables import ModelTable
 
 
@@ -81,7 +82,7 @@ def order_of(config: Config, table: ModelTable) -> Order:
     inference = config.inference
     return Order(
         name=table.name,
-        bundle=str(config.path(table.bundle)),
+        bundle=str(active_bundle(config.data_dir / "models" / table.name, config.path(table.bundle))),
         keys=tuple(str(config.path(key)) for key in config.trust.keys),
         allow_unsigned=config.trust.allow_unsigned,
         cache=str(config.data_dir / "placement" / f"{table.name}.json"),

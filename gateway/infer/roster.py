@@ -35,6 +35,7 @@ class Roster:
         *,
         standby: bool,
         nice: int,
+        gentle: bool,
         max_input: int,
         start_deadline_s: float,
         recheck_s: float,
@@ -45,17 +46,23 @@ class Roster:
         self.tasks: asyncio.TaskGroup | None = None
         self._command, self._budget, self._listener = command, budget, listener
         self._standby = standby
-        self._nice, self._max_input = nice, max_input
+        self._nice, self._gentle, self._max_input = nice, gentle, max_input
         self._start_deadline_s, self._recheck_s = start_deadline_s, recheck_s
 
     def why_replace(self, seat: Seat) -> str:
         """Why another should serve in its place, or nothing."""
         if seat.tired:
             return seat.tired
+        if self.is_outdated(seat):
+            return "there is another bundle"
         for engine, found in zip(self.members, seat.loaded, strict=True):
             if isinstance(found, wire.Fault) or engine.ranking.better_than(found.candidate):
                 return f"{engine.name} could be computed better"
         return ""
+
+    def is_outdated(self, seat: Seat) -> bool:
+        """Whether it was started with a bundle that is no longer wanted."""
+        return seat.bundles != tuple(engine.bundle for engine in self.members)
 
     def spare_orders(self) -> list[tuple[Candidate, ...]]:
         serving = self.serving[0].loaded
@@ -66,6 +73,8 @@ class Roster:
 
     def misplaced(self, standby: Seat) -> bool:
         """Whether it was started for something else than would be now, and did not become that by chance."""
+        if self.is_outdated(standby):
+            return True
         orders = self.spare_orders()
         if standby.wish == orders:
             return False
@@ -95,7 +104,7 @@ class Roster:
         assert self.tasks is not None
         tenants = tuple(engine.setup(order) for engine, order in zip(self.members, orders, strict=True))
         setup = wire.Setup(
-            tenants=tenants, nice=self._nice, gentle=bool(self.serving), recheck_s=self._recheck_s,
+            tenants=tenants, nice=self._nice, gentle=self._gentle or bool(self.serving), recheck_s=self._recheck_s,
             parent=0, socket=-1, memory=-1, slot_bytes=self._max_input,
         )  # fmt: skip
         seat = Seat(self._command, setup, role, self._start_deadline_s, self._listener, probing)

@@ -28,6 +28,11 @@ _decode_ready = msgspec.msgpack.Decoder(wire.Ready).decode
 _decode_trying = msgspec.msgpack.Decoder(wire.Trying).decode
 
 
+Input = tuple[str, int]
+"""Where an input comes from: a stream or a source, and its sequence number there."""
+NOBODYS: Input = ("", -1)
+
+
 class Role(Enum):
     SERVE = auto()  # gets jobs, once it is ready
     STANDBY = auto()  # ready, and idle: takes over in the moment in which another fails
@@ -38,13 +43,14 @@ class Role(Enum):
 class Job:
     """One input of one model, until it has its answer."""
 
-    __slots__ = ("attempts", "blamed", "data", "engine", "future", "media", "sent_ns", "since_ns")
+    __slots__ = ("attempts", "blamed", "data", "engine", "future", "media", "of", "sent_ns", "since_ns")
 
-    def __init__(self, engine: Engine, data: bytes, media: bytes, since_ns: int) -> None:
+    def __init__(self, engine: Engine, data: bytes, media: bytes, since_ns: int, of: Input = NOBODYS) -> None:
         self.engine = engine
         self.data = data
         self.media = media
         self.since_ns = since_ns
+        self.of = of
         self.sent_ns = 0
         self.attempts = 0
         self.blamed: list[Candidate] = []  # who failed with it
@@ -116,6 +122,11 @@ class Seat:
     @property
     def is_ready(self) -> bool:
         return bool(self.loaded) and not self.over
+
+    @property
+    def bundles(self) -> tuple[str, ...]:
+        """What it loads, by tenant."""
+        return tuple(tenant.bundle for tenant in self._setup.tenants)
 
     def takes(self, tenant: int) -> bool:
         """Whether this model may be computed here."""

@@ -47,7 +47,7 @@ class Engine:
         self._answer = answer
         self._changed = asyncio.Event()
 
-    async def run(self, data: bytes, media: str) -> Said:
+    async def run(self, data: bytes, media: str, of: tuple[str, int] = ("", -1)) -> Said:
         self.media.append(media)
         if self._answer is not None:
             result = self._answer(data, media)

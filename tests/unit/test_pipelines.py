@@ -51,7 +51,7 @@ model = "detect"
 
 
 class Idle:
-    async def run(self, data: bytes, media: str) -> Any:
+    async def run(self, data: bytes, media: str, of: tuple[str, int] = ("", -1)) -> Any:
         raise AssertionError("nothing runs here")
 
 

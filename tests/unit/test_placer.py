@@ -20,6 +20,7 @@ from gateway.infer import placer, ranking
 from gateway.infer.candidate import Candidate
 from gateway.infer.order import Order
 from gateway.infer.placer import Load, Placer
+from gateway.inference import Models
 from tests.unit.test_ranking import GOOD, LITERT, ONNX, measured, placement
 
 CALM, BUSY = Load(0.0, 0.0, 0.0), Load(0.0, 0.9, 0.0)
@@ -291,11 +292,12 @@ def test_a_failover_has_its_model_looked_at_again(tmp_path: Path) -> None:
         app = App(config)
         app.spool = Rows()  # type: ignore[assignment]
         orders = {"m": Order(name="m", bundle="none.octo")}
-        app._placer = Placer(orders, {"m": Engine()}, app.notify)
-        app._placer._due.clear()
-        app._engine_says("m", "model.restarted", "point", Severity.WARNING, "its worker ended")
-        assert list(app._placer._due) == []
-        app._engine_says("m", "model.failover", "raised", Severity.WARNING, "its device is gone")
-        assert list(app._placer._due) == ["m"]
+        models = Models(config, app.announce)
+        models._placer = Placer(orders, {"m": Engine()}, app.notify)
+        models._placer._due.clear()
+        models._engine_says("m", "model.restarted", "point", Severity.WARNING, "its worker ended")
+        assert list(models._placer._due) == []
+        models._engine_says("m", "model.failover", "raised", Severity.WARNING, "its device is gone")
+        assert list(models._placer._due) == ["m"]
 
     run(scenario)
