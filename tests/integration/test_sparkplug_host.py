@@ -177,10 +177,10 @@ kind = "threshold"
 name = "many"
 stream = "press/count"
 channel = "n"
-above = 50
-"""
+above = 2000
+"""  # some seconds after the birth, however slow the start is: before it, the birth would say it
         with broker(port):
-            async with foreign_host(port, "plant", "line-1") as host, node(tmp_path, rate=100):
+            async with foreign_host(port, "plant", "line-1") as host, node(tmp_path, rate=200):
                 async with daemon(tmp_path, line_config(tmp_path, port) + more):
                     alarm = await host.until("NDATA")
                     assert values(alarm) == {"Alarm/many": True}

@@ -208,7 +208,8 @@ def test_messages_say_when_they_were_sent_and_metrics_when_they_were_taken(tmp_p
             assert message.timestamp is not None
             assert before_ms <= message.timestamp <= after_ms
             stamps = [metric.timestamp or 0 for metric in message.metrics]
-            assert stamps == sorted(stamps)
+            # two looks at the clocks round to milliseconds each by itself
+            assert all(later >= earlier - 1 for earlier, later in zip(stamps, stamps[1:], strict=False))
         power = bench.link.told[1].metric("power/count")
         assert power.timestamp is not None
         assert abs(power.timestamp - (before_ms - 5000)) < 1000
