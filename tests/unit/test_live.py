@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from pathlib import Path
 
@@ -209,7 +210,7 @@ def test_messages_say_when_they_were_sent_and_metrics_when_they_were_taken(tmp_p
             assert before_ms <= message.timestamp <= after_ms
             stamps = [metric.timestamp or 0 for metric in message.metrics]
             # two looks at the clocks round to milliseconds each by itself
-            assert all(later >= earlier - 1 for earlier, later in zip(stamps, stamps[1:], strict=False))
+            assert all(later >= earlier - 1 for earlier, later in itertools.pairwise(stamps))
         power = bench.link.told[1].metric("power/count")
         assert power.timestamp is not None
         assert abs(power.timestamp - (before_ms - 5000)) < 1000
