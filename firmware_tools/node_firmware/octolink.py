@@ -1,8 +1,6 @@
-# The node's half of the Octogate link; docs/link.md is its specification.
+# The node's half of the link; docs/link.md specifies it.
 #
-# MicroPython 1.19 or newer, and CPython unchanged. Memory is set aside once: `ring` slots of `slot` bytes; a loop
-# allocates little more than the frame that is being sent. The ring of the default config takes 25 kB: an RP2040 has
-# about 190 kB of heap.
+# MicroPython 1.19 or newer, and CPython unchanged. Memory is set aside once: `ring` slots of `slot` bytes.
 import binascii
 import json
 import os
@@ -48,7 +46,7 @@ except AttributeError:
 
 
 class Clock:
-    """Microseconds since boot, from a counter that wraps (at 2^30 on boards, so look at least every 8 minutes)."""
+    """Microseconds since boot; the counter wraps at 2^30 on boards, so look at least every 8 minutes."""
 
     def __init__(self):
         self._last = ticks_us()
@@ -62,7 +60,7 @@ class Clock:
 
 
 def cobs(raw):
-    """Consistent overhead byte stuffing, both zeros included; splitting is quick, a loop over bytes is not."""
+    """Byte stuffing, both zeros included; splitting is quick, a loop over bytes is not."""
     out = [b"\0"]
     for part in raw.split(b"\0"):
         while len(part) >= 254:
@@ -82,7 +80,7 @@ def frame(kind, seq, us, payload):
 
 
 class Link:
-    """Keeps what it was given until the gateway has it on disk, and sends it as often as it takes.
+    """Keeps what it was given until the gateway has it on disk.
 
     Args:
         node: the node's name.
@@ -90,15 +88,16 @@ class Link:
         ring: frames kept, under 32768; when all are un-acked the oldest is overwritten, counted and told.
         slot: bytes of the largest frame: 17 + records.
         piece: bytes written at once; a board's USB buffer takes 64.
-        slab: a bytearray of ring * slot bytes, if the program has set one aside before the heap was in pieces.
-        on_command: called with a CMD's JSON, returns what the REPLY says.
+        slab: a bytearray of ring * slot bytes, set aside before the heap was in pieces.
+        commands: {"stream/channel": f}: a CMD that sets it calls f(value), which raises ValueError to refuse.
     """
 
-    def __init__(self, node, streams, ring=256, slot=177, piece=64, on_command=None, slab=None):
+    def __init__(self, node, streams, ring=256, slot=177, piece=64, commands=None, slab=None):
         self.clock = Clock()
         self.node = node
         self.streams = streams
-        self.on_command = on_command
+        self.commands = commands or {}
+        self._obeyed = -1, b""  # the newest command's number and answer: said again, it is not obeyed again
         self.session = struct.unpack("<I", os.urandom(4))[0] & 0x3FFFFFFF  # a small int on 32-bit boards
         self._ring = ring
         self._slot = slot
@@ -154,7 +153,7 @@ class Link:
         self._say(LOG, struct.pack("<B", level) + text.encode()[:240])
 
     def blob(self, number, data):
-        """Sends something large in pieces, not kept and not acknowledged; returns when it is handed over or stuck."""
+        """Sends something large in pieces, not kept, not acknowledged; returns when handed over or stuck."""
         for at in range(0, len(data), BLOB_PIECE):
             head = struct.pack("<HII", number & 0xFFFF, at, len(data))
             self._say(BLOB, head + bytes(data[at : at + BLOB_PIECE]))
@@ -162,7 +161,7 @@ class Link:
                 pass
 
     def poll(self, timeout_ms):
-        """Sends, listens and answers; returns when something came or after the time. Never waits for the gateway."""
+        """Sends, listens and answers; returns when something came or after the time."""
         self._probe()
         busy = self._pump()
         (self._both if busy else self._stdin).poll(max(0, min(timeout_ms, 60000)))
@@ -272,8 +271,20 @@ class Link:
         self._say(RESUME, struct.pack("<QQII", first, us, self.lost_frames, self.lost_readings))
 
     def _command(self, number, text):
-        answer = self.on_command(json.loads(text)) if self.on_command else None
-        self._say(REPLY, struct.pack("<I", number) + json.dumps(answer).encode())
+        if number != self._obeyed[0]:
+            self._obeyed = number, json.dumps(self._obey(text)).encode()
+        self._say(REPLY, struct.pack("<I", number) + self._obeyed[1])
+
+    def _obey(self, text):
+        try:
+            asked = json.loads(text)
+            name, value = asked["set"], asked["value"]
+            if name not in self.commands:
+                return {"error": "no such command, only: " + ", ".join(self.commands)}
+            self.commands[name](value)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            return {"error": repr(error)[:240]}
+        return {}
 
     def _hello(self, asked):
         return json.dumps(

@@ -1,6 +1,6 @@
 # Sensors of a node. One has `channels` ([name, struct code, unit], units as in UCUM) and `fill(buf, at, n)`, which packs
 # n readings into buf from byte `at` on. With `block` it is asked for a whole frame at once (recorded or buffered by
-# hardware), without it for one reading at a time, when that is due.
+# hardware), without it for one reading at a time, when that is due. `commands` says what may be set: {channel: f(value)}.
 #
 # An ADC on a board:
 #     class Adc:
@@ -22,6 +22,12 @@ class Counter:
 
     def __init__(self, start=0):
         self._n = start
+        self.commands = {"n": self.set}
+
+    def set(self, n):
+        if type(n) is not int:
+            raise ValueError("a whole number")
+        self._n = n
 
     def fill(self, buf, at, n):
         for i in range(n):

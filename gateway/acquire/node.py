@@ -13,7 +13,10 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.acquire.alarms import Alarms
+from gateway.acquire.nodecommands import NodeCommands, Value
+from gateway.acquire.nodewords import NodeWords
 from gateway.acquire.port import SerialPort
+from gateway.acquire.states import CALM, Health
 from gateway.clock import Clock
 from gateway.config import NodeSource as NodeConfig
 from gateway.contract import Mark, Sample, Severity, Sink, SourceState, SourceStatus
@@ -32,7 +35,6 @@ PINGS = 5  # round trips after HELLO, before data is asked for
 PING_S = 30.0
 TELL_S = 5.0  # losses and nonsense are told at most so often
 _OVERHEAD = 18  # bytes a segment of a sample takes beside its records
-_CALM = (SourceState.STARTING, SourceState.OK)
 
 
 class _Group:
@@ -77,8 +79,9 @@ class NodeSource:
         self._port: SerialPort | None = None
         self._hello: Hello | None = None  # of this connection
         self._asked = False  # HELLO was said and not answered yet
-        self._state = SourceState.STARTING
-        self._detail = ""
+        self._health = Health(config.name)
+        self._commands = NodeCommands()
+        self._lines_seen = 0  # of the text that came between frames
         self._data_at = 0.0
         self._nak_at = 0.0
         self._hello_pause = HELLO_S[0]
@@ -90,6 +93,7 @@ class NodeSource:
         """Reads until it is cancelled; whatever goes wrong with the line is said as events and tried again."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        self._words = NodeWords(self._point, self._loop.time)
         pause = REOPEN_S[0]
         while True:
             try:
@@ -98,7 +102,7 @@ class NodeSource:
                 self._turn(SourceState.FAILING, str(error))
                 pause = REFUSED_S
             except SourceError as error:
-                pause = REOPEN_S[0] if self._state in _CALM else min(pause * 2, REOPEN_S[1])
+                pause = REOPEN_S[0] if self._health.state in CALM else min(pause * 2, REOPEN_S[1])
                 self._turn(SourceState.FAILING if self._refused else SourceState.LOST, str(error))
             await asyncio.sleep(pause)
 
@@ -107,8 +111,8 @@ class NodeSource:
         return SourceStatus(
             self.name,
             self.kind,
-            self._state,
-            self._detail,
+            self._health.state,
+            self._health.detail,
             readings=receiver.readings,
             frames=receiver.frames,
             dropped=receiver.lost,
@@ -116,6 +120,16 @@ class NodeSource:
             resent=receiver.resent,
             gaps=receiver.gaps,
         )
+
+    async def write(self, metric: str, value: Value) -> None:
+        """Set `<stream>/<channel>`, or whatever the node's program has a handler for; returns when it has done so.
+
+        Raises:
+            SourceError: the node is away, refused it, or did not answer.
+        """
+        if self._hello is None or self._port is None:
+            raise SourceError(f"'{self.name}' is not there: {self._health.detail}", hint="try again when it is back")
+        await self._commands.ask(metric, value, self._send)
 
     @property
     def log(self) -> Sequence[str]:
@@ -152,19 +166,26 @@ class NodeSource:
         finally:
             port.close()
             self._port = None
+            self._commands.drop("the line was cut")
+            self._words.cut()
             self._alarms.close()
             self._receiver.stop()
 
     def _take(self, chunk: bytes) -> None:
         receiver = self._receiver
         samples = receiver.feed(chunk, self._node_clock.offset_ns)
+        if new := receiver.deframer.said - self._lines_seen:
+            self._lines_seen += new
+            self._words.lines(self.log[-new:])
         if samples:
             for sample in samples:
                 self._times.keep(sample)
             self._data_at = self._loop.time()
-            if self._state is SourceState.SILENT:
+            if self._health.state is SourceState.SILENT:
                 self._settle()
             self._pour(samples)
+        elif not receiver.messages:  # no frame at all: the node may have stopped with a traceback
+            self._words.tail(receiver.deframer.rest(), final=False)
         while receiver.messages:
             self._message(receiver.messages.popleft())
         if receiver.faults:
@@ -221,8 +242,12 @@ class NodeSource:
             case Resume():
                 self._resumed(message)
             case messages.Log():
-                self._receiver.deframer.lines.append(message.text.decode(errors="replace"))
-            case _:  # BLOB and REPLY: nobody asked for one yet
+                text = message.text.decode(errors="replace")
+                self._receiver.deframer.lines.append(text)
+                self._words.log(message.level, text)
+            case messages.Reply():
+                self._commands.reply(message)
+            case _:  # BLOB: nobody asked for one yet
                 pass
 
     def _say_hello(self) -> None:
@@ -239,6 +264,11 @@ class NodeSource:
                 f"this gateway {framing.VERSION}",
                 hint="update the node's firmware or the gateway",
             )
+        if self._config.node and hello.node != self._config.node:
+            raise LinkError(
+                f"node '{hello.node}' is on {self._config.port}, where node '{self._config.node}' should be",
+                hint="plug them in the other way round, or mend port or node in the config",
+            )
         if self._hello and self._hello.session == hello.session and not self._asked:
             return  # said again; the dialogue is under way
         if not hello.asked:
@@ -250,6 +280,7 @@ class NodeSource:
         if mark and mark.session == hello.session and mark.next_seq <= hello.next:
             start = mark.next_seq
         elif mark and mark.session != hello.session:
+            self._commands.drop("it has started anew")
             self._point("source.restarted", Severity.WARNING, f"node '{hello.node}' has started anew")
             self._taken = Mark(self.name, hello.session, start)
         self._receiver.start(hello, start)
@@ -283,7 +314,7 @@ class NodeSource:
         self._data_at = self._loop.time()
         self._hello_pause = HELLO_S[0]
         self._alarms.set("ping", PING_S)
-        if self._state is not SourceState.SILENT:  # that ends with data only
+        if self._health.state is not SourceState.SILENT:  # that ends with data only
             self._settle()
         self._overrun += resume.lost_readings
         if self._overrun and not self._alarms.is_set("overrun"):
@@ -318,6 +349,7 @@ class NodeSource:
     def _fell_silent(self) -> None:
         said = [*self.log, *self._receiver.deframer.rest().splitlines()]
         said = [line for line in said if len(line) > len(">>> ")]
+        self._words.tail(self._receiver.deframer.rest(), final=True)
         words = f"; it last printed: {said[-1]}" if said else ""
         if self._hello is None:
             what = f"no answer to HELLO on {self._config.port}: is the Octogate firmware on the node?{words}"
@@ -351,14 +383,7 @@ class NodeSource:
             self._turn(SourceState.OK, f"node '{self._hello.node}', firmware {self._hello.firmware}")
 
     def _turn(self, state: SourceState, detail: str) -> None:
-        """A change of state is an event; its end is one too."""
-        old, self._state, self._detail = self._state, state, detail
-        if old is state:
-            return
-        if old not in _CALM:
-            self._sink.event(f"source.{old}", "cleared", Severity.INFO, f"{self.name}: {detail}")
-        if state not in _CALM:
-            self._sink.event(f"source.{state}", "raised", Severity.WARNING, f"{self.name}: {detail}")
+        self._health.turn(self._sink, state, detail)
 
     def _point(self, name: str, severity: Severity, message: str, **detail: Any) -> None:
         self._sink.event(name, "point", severity, f"{self.name}: {message}", **detail)

@@ -114,6 +114,24 @@ def test_a_rebooted_node_is_another_session(tmp_path: Path, cpython: bool) -> No
     asyncio.run(story())
 
 
+def test_a_command_sets_the_counter_and_is_answered(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=400, frame=4) as node, running(node.port, sink) as source:
+            await sink.has(40)
+            await source.write("power/n", 1_000_000)
+            await sink.has(len(sink.values) + 40)
+            assert 1_000_000 in sink.values and sink.values[-1] > 1_000_000
+            with pytest.raises(SourceError, match=r"no such command, only: power/n"):
+                await source.write("power/x", 1)
+            with pytest.raises(SourceError, match="a whole number"):
+                await source.write("power/n", "many")
+            before = len(sink.values)
+            await sink.has(before + 40)  # a refusal does not stop the node
+
+    asyncio.run(story())
+
+
 def test_recorded_readings_are_replayed_in_a_loop(tmp_path: Path, cpython: bool) -> None:
     shape = struct.pack("<6f", 0.5, 110, 0.75, 165, 1.0, 220)
     channels = [["i", "f", "A"], ["p", "f", "W"]]
