@@ -42,8 +42,8 @@ class Window:
         self.left = size
         self.ended = False  # the board wants no more, or has all
 
-    def take(self, data: bytes) -> None:
-        """Bytes of the board while code is sent.
+    def take(self, data: bytes) -> bool:
+        """Bytes of the board while code is sent; whether it has ended that.
 
         Raises:
             SourceError: something that is neither a grant nor an end.
@@ -55,6 +55,7 @@ class Window:
                 self.ended = True
             else:
                 raise SourceError(f"the board says {byte:#04x} in raw-paste mode", hint="unplug it and try again")
+        return self.ended
 
 
 class RawRepl:
@@ -133,9 +134,8 @@ class RawRepl:
             return False
         window = Window(int.from_bytes(await self._wire.exactly(2, PROMPT_S), "little"))
         view = memoryview(code)
-        while view and not window.ended:
-            window.take(self._wire.take() if window.left else await self._wire.exactly(1, EXEC_S))
-            if window.ended:
+        while view:
+            if window.take(self._wire.take() if window.left else await self._wire.exactly(1, EXEC_S)):
                 break
             piece = view[: window.left]
             await self._wire.write(bytes(piece))
