@@ -47,8 +47,7 @@ for _n in {names!r}:
     print(_n, _sha(_n))
 """
 # The old file is copied first, so that a rename alone replaces it; FAT does not rename over a file, littlefs does.
-_ACTIVATE = """
-import os
+_KEEP = """
 def _copy(a, b):
     with open(a, 'rb') as f, open(b, 'wb') as g:
         while True:
@@ -56,14 +55,17 @@ def _copy(a, b):
             if not d:
                 break
             g.write(d)
+for _n in {old!r}:
+    _copy(_n, _n + '.old')
+"""
+_PLACE = """
+import os
 def _over(a, b):
     try:
         os.rename(a, b)
     except OSError:
         os.remove(b)
         os.rename(a, b)
-for _n in {old!r}:
-    _copy(_n, _n + '.old')
 for _n in {names!r}:
     _over(_n + '.new', _n)
 if hasattr(os, 'sync'):
@@ -84,6 +86,10 @@ for _n in {added!r}:
 """
 
 Progress = Callable[[str, int, int], None]  # file, bytes done and bytes in all, of the whole deploy
+
+
+class NodeDead(SourceError):
+    """Something was put in place, and the node does not run, or nobody knows whether it does."""
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -142,14 +148,15 @@ async def deploy(
     replace_config: bool = False,
     dry_run: bool = False,
     progress: Progress = lambda *_: None,
-    hello_s: float = HELLO_S,
+    hello_s: float | None = None,
 ) -> Outcome:
     """Bring the node to `files`; its program is stopped meanwhile and runs again at the end.
 
     A config.json that the node has is kept unless `replace_config`.
 
     Raises:
-        SourceError: no board, or it failed before anything was put in place; or neither firmware runs.
+        SourceError: no board, or it failed before anything was put in place.
+        NodeDead: later than that.
     """
     async with raw_repl(wire, board) as repl:
         try:
@@ -157,18 +164,36 @@ async def deploy(
             if dry_run:
                 return Outcome(plan)
             await _upload(repl, plan, files, progress)
+            await repl.exec(_KEEP.format(old=list(plan.old)), timeout_s=30.0)
             if plan.names:
-                await repl.exec(_ACTIVATE.format(old=list(plan.old), names=plan.names), timeout_s=30.0)
+                await _place(repl, plan)
         finally:
             await repl.soft_reset()
+    try:
+        return await _prove(wire, plan, board, HELLO_S if hello_s is None else hello_s)
+    except NodeDead:
+        raise
+    except SourceError as error:
+        raise NodeDead(
+            f"the new firmware is in place, then: {error}", hint="./inv node.monitor shows what it says"
+        ) from error
+
+
+async def _place(repl: RawRepl, plan: Plan) -> None:
+    try:
+        await repl.exec(_PLACE.format(names=plan.names), timeout_s=30.0)
+    except SourceError as error:
+        raise NodeDead(f"while the files were put in place: {error}", hint="deploy again") from error
+
+
+async def _prove(wire: Wire, plan: Plan, board: Board, hello_s: float) -> Outcome:
+    """Wait for HELLO of the new firmware; without it put the old files back and wait for theirs."""
     hello, said = await greet(wire, hello_s)
     if hello is not None:
         return Outcome(plan, hello)
     why = f"the new firmware did not say HELLO within {hello_s:g} s" + (f"; it says: {said}" if said else "")
     if not plan.names:
-        raise SourceError(
-            f"nothing differs, but the node's program does not run; it says: {said}", hint="see config.json"
-        )
+        raise NodeDead(f"nothing differs, but the node's program does not run; it says: {said}", hint="see config.json")
     async with raw_repl(wire, board) as repl:
         await repl.exec(_ROLL_BACK.format(old=list(plan.old), added=list(plan.added)), timeout_s=30.0)
         await repl.soft_reset()

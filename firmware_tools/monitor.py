@@ -27,8 +27,7 @@ class Monitor:
         self._show = show
         self._receiver = Receiver("node")
         self._lines_seen = 0
-        self._rest = ""
-        self._units: dict[str, dict[str, str]] = {}
+        self._tail: list[str] = []  # lines after the last frame that were shown; they come again when it is cut off
         self.hello: Hello | None = None
 
     def asks(self) -> bytes:
@@ -46,13 +45,13 @@ class Monitor:
             self._show(_reading(sample))
         new, self._lines_seen = receiver.deframer.said - self._lines_seen, receiver.deframer.said
         texts = list(receiver.deframer.lines)[-new:] if new else []
-        if rest := receiver.deframer.rest():  # a prompt or a traceback, with no frame after it
-            whole = rest.splitlines()[:-1]
-            shown = self._rest.splitlines() if rest.startswith(self._rest) else []
-            texts += whole[len(shown) :]
-            self._rest = "\n".join(whole)
-        for text in texts:
+        if texts:
+            texts, self._tail = _without(self._tail, texts), []
+        # a traceback with no frame after it; its last line may be unfinished
+        tail = [line.strip() for line in receiver.deframer.rest().splitlines()[:-1] if line.strip()]
+        for text in texts + _without(self._tail, tail):
             self._show(f"text    {text}")
+        self._tail = tail
         answer = b""
         while receiver.messages:
             answer = self._message(receiver.messages.popleft()) or answer
@@ -88,8 +87,12 @@ class Monitor:
         return b""
 
 
+def _without(shown: list[str], lines: list[str]) -> list[str]:
+    return lines[len(shown) :] if lines[: len(shown)] == shown else lines
+
+
 def _reading(sample: Sample) -> str:
-    units = {channel.name: channel.unit for channel in sample.schema.channels}
+    units = {channel.name: channel.unit.removeprefix("1") for channel in sample.schema.channels}
     values = ", ".join(f"{name} {value:.6g} {units[name]}".rstrip() for name, value in sample.newest().items())
     return f"data    {sample.stream.partition('/')[2]} +{sample.n}: {values}"
 

@@ -20,7 +20,7 @@ from rich.progress import Progress as Bar
 
 from firmware_tools import boards, flash
 from firmware_tools.boards import ANY, Board
-from firmware_tools.deploy import FIRMWARE, Outcome, deploy, read_firmware
+from firmware_tools.deploy import FIRMWARE, NodeDead, Outcome, deploy, read_firmware
 from firmware_tools.listing import listing, ports, table
 from firmware_tools.monitor import monitor
 from firmware_tools.wire import Wire
@@ -36,11 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         if args.run is _flash:
-            return _flash(args)
+            return int(args.run(args))
         return asyncio.run(_awaited(args))
     except SourceError as error:
         _err.print(f"octogate: {error}")
-        return UNCHANGED
+        return DEAD if isinstance(error, NodeDead) else UNCHANGED
     except KeyboardInterrupt:
         return OK if args.run is _monitor else UNCHANGED
 

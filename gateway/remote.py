@@ -27,6 +27,7 @@ from gateway.command import (
     NoArgs,
     Reported,
     SnapshotArgs,
+    SourceWriteArgs,
 )
 from gateway.config import Config
 from gateway.contract import AUDIT_STREAM, BatchKind, Event, GatewayStatus, Severity, SourceState
@@ -55,6 +56,7 @@ class Host(Protocol):
     def spool(self) -> Store: ...
     def status(self) -> GatewayStatus: ...
     def picture(self, args: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def write(self, source: str, metric: str, value: bool | int | float | str) -> None: ...
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None: ...
 
 
@@ -122,6 +124,7 @@ class Remote:
             "config.set": Operation(ConfigSetArgs, self._config_set, changes=True),
             "bundle.put": Operation(BundlePutArgs, self._bundle_put, changes=True, once=False, opening=begins),
             "bundle.drop": Operation(BundleDropArgs, self._bundle_drop, changes=True),
+            "source.write": Operation(SourceWriteArgs, self._source_write, changes=True),
             "blocks.get": Operation(BlocksGetArgs, self._blocks_get, once=False, opening=lambda _: False),
         }
 
@@ -209,6 +212,10 @@ class Remote:
             raise ControlError("a config is on trial, and may be reverted to it", hint="wait until that is decided")
         await asyncio.to_thread(self._bundles.drop, args.sha256)
         return "dropped"
+
+    async def _source_write(self, args: SourceWriteArgs, _: str) -> str:
+        await self._host.write(args.source, args.metric, args.value)
+        return "written"
 
     async def _blocks_get(self, args: BlocksGetArgs, _: str) -> Block:
         return await asyncio.to_thread(self._blobs.get, args)

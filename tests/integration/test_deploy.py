@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
 
 import pytest
 
-from firmware_tools.deploy import FIRMWARE, deploy, greet, read_firmware
+import firmware_tools.deploy
+from firmware_tools.deploy import FIRMWARE, NodeDead, deploy, greet, read_firmware
+from firmware_tools.node import main
 from firmware_tools.rawrepl import BoardError, raw_repl
 from firmware_tools.wire import Wire
 from gateway.errors import SourceError
@@ -82,6 +85,47 @@ def test_a_firmware_that_says_nothing_is_taken_back(tmp_path: Path) -> None:
             assert "machine_of_tomorrow" in outcome.failed
             assert (tmp_path / "main.py").read_bytes() == files["main.py"] and not (tmp_path / "more.py").exists()
             assert (await greet(wire, 5.0))[0]
+
+    asyncio.run(story())
+
+
+def test_what_fails_before_anything_is_in_place_changes_nothing(tmp_path: Path) -> None:
+    async def story() -> None:
+        files = read_firmware(FIRMWARE)
+        async with MicroPythonBoard(tmp_path) as board, Wire(board.port) as wire:
+            assert (await deploy(wire, files)).hello
+            (tmp_path / "sensors.py.old").mkdir()  # the copy of the old file fails, as on a full board
+            with pytest.raises(BoardError, match="OSError") as failed:
+                await deploy(wire, files | {"sensors.py": b"# nothing\n"})
+            assert not isinstance(failed.value, NodeDead)
+            assert (tmp_path / "sensors.py").read_bytes() == files["sensors.py"]
+            assert (await greet(wire, 5.0))[0]  # and its program runs again
+
+    asyncio.run(story())
+
+
+def test_the_exit_statuses(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(firmware_tools.deploy, "HELLO_S", 3.0)
+
+    async def story() -> None:
+        bad = tmp_path / "bad"
+        bad.mkdir()
+        (bad / "main.py").write_bytes(MAIN_BAD)
+        async with MicroPythonBoard(tmp_path / "board") as board:
+            command = ["deploy", "--port", board.port, "--firmware", str(bad)]
+            assert await asyncio.to_thread(main, command) == 3
+            assert "machine_of_tomorrow" in capsys.readouterr().err.replace("\n", "")
+            good = ["deploy", "--port", board.port]
+            assert await asyncio.to_thread(main, good) == 0
+            assert "node 'node-1' runs firmware" in capsys.readouterr().out
+            assert await asyncio.to_thread(main, ["monitor", "--port", board.port, "--seconds", "1"]) == 0
+            assert "data    power" in capsys.readouterr().out
+            assert await asyncio.to_thread(main, command) == 1  # taken back
+            assert await asyncio.to_thread(main, ["list", "--json", "--port", board.port]) == 0
+            [found] = json.loads(capsys.readouterr().out.splitlines()[-1])[-1:]
+            assert found["node"] == "node-1" and found["port"] == board.port
 
     asyncio.run(story())
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import struct
+import threading
 from pathlib import Path
 
 import pytest
 
+from gateway.acquire import node as acquire_node
 from gateway.contract import SourceState
 from gateway.errors import SourceError
 from sdk.testing import MicroPythonNode
@@ -42,6 +45,33 @@ def test_five_seconds_with_an_unplug_lose_nothing(tmp_path: Path, cpython: bool,
                 await sink.has(5 * rate)
                 status = source.status()
                 assert (status.state, status.dropped, status.bad) == (SourceState.OK, 0, 0)
+        assert sink.values == list(range(len(sink.values)))
+
+    asyncio.run(story())
+
+
+def test_a_hundred_replugs_lose_and_leak_nothing(
+    tmp_path: Path, cpython: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acquire_node, "REOPEN_S", (0.01, 0.02))
+
+    def held() -> tuple[int, int, int]:
+        return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), threading.active_count()
+
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=400, frame=4, ring=1000) as node:
+            async with running(node.port, sink, patience_s=50) as source:
+                await sink.has(40)
+                before = held()
+                for k in range(1, 101):
+                    node.unplug()
+                    await sink.saw("source.lost", "raised", times=k)
+                    node.replug()
+                    await sink.has(len(sink.values) + 8)
+                assert held() == before
+                status = source.status()
+                assert (status.state, status.dropped) == (SourceState.OK, 0)
         assert sink.values == list(range(len(sink.values)))
 
     asyncio.run(story())

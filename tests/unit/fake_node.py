@@ -208,17 +208,23 @@ class FakeSink:
     async def has(self, values: int) -> None:
         await self._changes.until(lambda: len(self.values) >= values)
 
-    async def saw(self, name: str, state: str) -> None:
-        await self._changes.until(lambda: (name, state) in self.names())
+    async def saw(self, name: str, state: str, times: int = 1) -> None:
+        await self._changes.until(lambda: self.names().count((name, state)) >= times)
 
 
 @asynccontextmanager
 async def running(
-    port: Path | str, sink: FakeSink, mark: Mark | None = None, *, silent_s: float = 5.0, node: str = ""
+    port: Path | str,
+    sink: FakeSink,
+    mark: Mark | None = None,
+    *,
+    silent_s: float = 5.0,
+    node: str = "",
+    patience_s: float = 20,
 ) -> AsyncIterator[NodeSource]:
-    """A `NodeSource` that runs as long as the block, at most 20 s."""
+    """A `NodeSource` that runs as long as the block, at most `patience_s`."""
     source = NodeSource(NodeConfig(name="m", port=str(port), silent_s=silent_s, node=node), mark, Clock())
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(patience_s), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(source.run(sink), name="source")
         try:
             yield source
