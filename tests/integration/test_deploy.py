@@ -104,9 +104,7 @@ def test_what_fails_before_anything_is_in_place_changes_nothing(tmp_path: Path) 
     asyncio.run(story())
 
 
-def test_the_exit_statuses(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_exit_statuses(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(firmware_tools.deploy, "HELLO_S", 3.0)
 
     async def story() -> None:
