@@ -23,7 +23,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         dtr, rts: the state of the lines while the port is open.
         chunk, pause_ms: without raw-paste there is no flow control: so many bytes, then a pause.
         flash: how MicroPython itself gets on it.
-        uf2_families: family ids of UF2 files that fit it.
+        uf2: what its boot loader's drive calls itself (Board-ID) -> family ids of UF2 files that fit.
         chip, offset: for esptool.
     """
 
@@ -35,7 +35,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     chunk: Annotated[int, Meta(gt=0, le=4096)] = 256
     pause_ms: Annotated[int, Meta(ge=0, le=1000)] = 10
     flash: Literal["", "uf2", "esptool"] = ""
-    uf2_families: tuple[int, ...] = ()
+    uf2: dict[str, tuple[int, ...]] = {}
     chip: str = ""
     offset: Annotated[int, Meta(ge=0)] = 0
 

@@ -71,13 +71,17 @@ def check_uf2(data: bytes) -> Uf2:
 def board_of(uf2: Uf2) -> str:
     """The name of the board it is for; SourceError for a chip that no board has."""
     for name, board in boards().items():
-        if uf2.family in board.uf2_families:
+        if any(uf2.family in families for families in board.uf2.values()):
             return name
     raise SourceError(f"chip family {uf2.family:#010x} is of no board we know", hint="see firmware_tools/boards")
 
 
-def check_drive(drive: Path) -> str:
-    """What a boot loader's drive says it is; SourceError when it is none."""
+def check_drive(drive: Path, family: int) -> str:
+    """What a boot loader's drive says it is.
+
+    Raises:
+        SourceError: it is none, or of a chip that ignores files of this family.
+    """
     try:
         lines = (drive / "INFO_UF2.TXT").read_bytes()[:4096].decode(errors="replace").splitlines()
     except OSError as error:
@@ -85,7 +89,11 @@ def check_drive(drive: Path) -> str:
             f"{drive} is no drive of a UF2 boot loader: {error.strerror}",
             hint="hold BOOTSEL while plugging the board in",
         ) from error
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("Board-ID:")), "unknown")
+    says = next((line.partition(":")[2].strip() for line in lines if line.startswith("Board-ID:")), "unknown")
+    for board in boards().values():
+        if says in board.uf2 and family not in board.uf2[says]:
+            raise SourceError(f"the drive is of {says}, the file for another chip ({family:#010x})", hint=_HINT)
+    return says
 
 
 def copy_uf2(data: bytes, drive: Path) -> str:

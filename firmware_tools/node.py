@@ -144,7 +144,7 @@ def _flash(args: argparse.Namespace) -> int:
         board = flash.board_of(uf2)
         if args.drive is None:
             raise SourceError("where to?", hint="hold BOOTSEL while plugging the board in; --drive names its drive")
-        says = flash.check_drive(args.drive)
+        says = flash.check_drive(args.drive, uf2.family)
         print(f"{args.file.name}: {uf2.blocks} blocks for {boards.named(board).title}; the drive says {says}")
         if args.dry_run or not _agreed(args, f"copy it to {args.drive}"):
             return OK if args.dry_run else UNCHANGED

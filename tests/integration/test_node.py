@@ -7,13 +7,17 @@ import itertools
 import os
 import struct
 import threading
+from array import array
 from pathlib import Path
 
 import pytest
 
+from firmware_tools.wire import Wire
 from gateway.acquire import node as acquire_node
 from gateway.contract import SourceState
 from gateway.errors import SourceError
+from gateway.link.messages import Command, Hello, Nak, Reply, SayHello
+from gateway.link.receiver import Receiver
 from sdk.testing import MicroPythonNode
 from tests.unit.fake_node import FakeSink, running
 
@@ -158,6 +162,42 @@ def test_a_command_sets_the_counter_and_is_answered(tmp_path: Path, cpython: boo
                 await source.write("power/n", "many")
             before = len(sink.values)
             await sink.has(before + 40)  # a refusal does not stop the node
+
+    asyncio.run(story())
+
+
+def test_a_line_that_is_said_again_is_obeyed_once_and_nonsense_is_answered(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        receiver = Receiver("m")
+        values: list[int] = []
+        replies: list[tuple[int, bytes]] = []
+        async with make(tmp_path, cpython, rate=400, frame=4) as node, Wire(str(node.port)) as wire:
+
+            async def until(readings: int, answers: int) -> None:
+                async with asyncio.timeout(20):
+                    while len(values) < readings or len(replies) < answers:
+                        for sample in receiver.feed(await wire.some(5), 0):
+                            values.extend(array("I", sample.data))
+                        while receiver.messages:
+                            match receiver.messages.popleft():
+                                case Hello() as hello if hello.asked:
+                                    receiver.start(hello, hello.oldest)
+                                    await wire.write(Nak(hello.oldest).to_line())
+                                case Reply() as reply:
+                                    replies.append((reply.id, reply.json))
+
+            await wire.write(SayHello().to_line())
+            await until(20, 0)
+            line = Command(77, b'{"set": "power/n", "value": 1000000}').to_line()
+            for _ in range(3):
+                await wire.write(line)
+                await until(len(values) + 20, len(replies) + 1)
+            assert replies == [(77, b"{}")] * 3 and values.count(1_000_000) == 1
+            for number, text in enumerate((b"{", b"[]", b"1", b'{"set": 1}', b'{"set": [], "value": 0}', b"\xff"), 78):
+                await wire.write(b"CMD %d %s\n" % (number, text))
+                await until(0, len(replies) + 1)
+                assert replies[-1][0] == number and replies[-1][1].startswith(b'{"error": ')
+            await until(len(values) + 20, 0)  # it is well
 
     asyncio.run(story())
 

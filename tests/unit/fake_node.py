@@ -57,8 +57,9 @@ class Changes:
 class FakeNode:
     """Answers HELLO, PING and NAK by itself; keeps what else it heard in `heard`."""
 
-    def __init__(self, port: Path, *, session: int = 7, versions: tuple[int, ...] = (1,)) -> None:
+    def __init__(self, port: Path, *, session: int = 7, versions: tuple[int, ...] = (1,), name: str = "fake") -> None:
         self.port = port
+        self.name = name
         self.session = session
         self.versions = versions
         self.frames: list[bytes] = []  # what it holds, by seq
@@ -114,7 +115,9 @@ class FakeNode:
     def hello(self) -> None:
         if not self.mute:
             self.say(
-                Hello(self.versions, "fake", self.session, "0.0", self.oldest, len(self.frames), 10**6, (COUNTER,), 256)
+                Hello(
+                    self.versions, self.name, self.session, "0.0", self.oldest, len(self.frames), 10**6, (COUNTER,), 256
+                )
             )
 
     async def asked(self, times: int = 1) -> Command:

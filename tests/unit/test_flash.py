@@ -79,7 +79,9 @@ def drive(folder: Path) -> Path:
 
 
 def test_a_copy_is_read_back(tmp_path: Path) -> None:
-    assert check_drive(drive(tmp_path)) == "RPI-RP2"
+    assert check_drive(drive(tmp_path), RP2040) == "RPI-RP2"
+    with pytest.raises(SourceError, match="of RPI-RP2, the file for another chip"):
+        check_drive(tmp_path, RP2350)
     assert copy_uf2(uf2(3), tmp_path) == "copied and read back"
     assert (tmp_path / "firmware.uf2").read_bytes() == uf2(3)
 

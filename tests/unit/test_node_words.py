@@ -6,9 +6,11 @@ import asyncio
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.acquire import node
 from gateway.acquire.nodewords import AT_ONCE, EVERY_S, NodeWords
 from gateway.contract import Severity, SourceState
 from gateway.link.framing import Deframer
@@ -117,6 +119,40 @@ def test_another_node_on_the_port_is_refused_by_name(tmp_path: Path) -> None:
                 assert sink.values == []
             async with running(fake.port, sink, node="fake"):
                 await sink.has(3)
+
+    asyncio.run(story())
+
+
+def test_two_nodes_whose_cables_are_swapped_keep_their_readings_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(node, "REFUSED_S", 0.02)
+    monkeypatch.setattr(node, "REOPEN_S", (0.01, 0.02))
+
+    async def story() -> None:
+        first, second = FakeSink(), FakeSink()
+        with FakeNode(tmp_path / "a", name="saw") as saw, FakeNode(tmp_path / "b", name="mill") as mill:
+            a, b = running(saw.port, first, node="saw"), running(mill.port, second, node="mill")
+            async with a, b:
+                saw.count_to(3)
+                mill.count_to(5)
+                await first.has(3)
+                await second.has(5)
+                for way in (1, 2):
+                    for fake in (saw, mill):
+                        fake.unplug()
+                    saw.port, mill.port = mill.port, saw.port
+                    for fake in (saw, mill):
+                        fake.plug()
+                        fake.count_to(len(fake.frames) + 2)
+                    if way == 1:
+                        for sink in (first, second):
+                            await sink.saw("source.failing", "raised")
+                await first.has(7)
+                await second.has(9)
+        assert (first.values, second.values) == (list(range(7)), list(range(9)))
+        [refused] = [detail["message"] for name, state, detail in first.events if name == "source.failing"][:1]
+        assert "node 'mill' is on" in refused and "'saw' should be" in refused
 
     asyncio.run(story())
 
