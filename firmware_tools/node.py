@@ -28,7 +28,7 @@ from gateway.acquire.identity import find_port
 from gateway.errors import SourceError
 
 OK, TAKEN_BACK, UNCHANGED, DEAD = 0, 1, 2, 3
-_err = Console(stderr=True, highlight=False, markup=False)
+_err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

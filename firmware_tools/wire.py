@@ -47,8 +47,10 @@ class Wire:
         try:
             opened.open()
         except (OSError, ValueError, termios.error) as error:
+            number = getattr(error, "errno", None)
+            reason = os.strerror(number) if number else str(error)
             raise SourceError(
-                f"cannot open {device}: {error}", hint="is it plugged in, and does no gateway or terminal hold it?"
+                f"cannot open {device}: {reason}", hint="is it plugged in, and does no gateway or terminal hold it?"
             ) from error
         self._fd: int = opened.fileno()
         asyncio.get_running_loop().add_reader(self._fd, self._read)

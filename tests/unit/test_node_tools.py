@@ -100,4 +100,4 @@ def test_no_hello_gives_the_first_failure(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["deploy", "monitor"])
 def test_no_port_is_status_2(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert node.main([command, "--port", str(tmp_path / "none")]) == 2
-    assert "cannot open" in capsys.readouterr().err.replace("\n", " ")
+    assert f"cannot open {tmp_path / 'none'}: No such file or directory (is it plugged in" in capsys.readouterr().err
