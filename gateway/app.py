@@ -330,6 +330,10 @@ class App:
             warnings=("trust.allow_unsigned is on: unsigned models are run",) if allow_unsigned else (),
         )
 
+    async def write(self, source: str, metric: str, value: bool | int | float | str) -> None:
+        """A command to a source, answered: see `Writes.now`."""
+        await self._writes.now(source, metric, value)
+
     def picture(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """The newest picture of a source, with what was seen on it; `data` is base64 in the JSON answer."""
         name = args.get("source")
