@@ -15,6 +15,7 @@ from pathlib import Path
 from gateway import __version__
 from gateway.config import Config, load
 from gateway.errors import ConfigError, OctogateError
+from gateway.shift_commands import add_commands as add_shift_commands
 from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
@@ -29,6 +30,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate status --config gateway.toml    what a running gateway is doing
   octogate ledger --config gateway.toml    what was taken, delivered, dropped, missing
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
+  octogate record --config gateway.toml    what the sources send, to a file; `replay` plays it back, `diff` compares
 """
 PLAN = """\
 Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Relative
@@ -80,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "status":
             sub.add_argument("--wear", action="store_true", help="what the disk had to take, by day and stream")
     add_commands(commands, EPILOG)
+    add_shift_commands(commands, EPILOG)
     return parser
 
 

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.acquire.alarms import Alarms
-from gateway.acquire.port import SerialPort
+from gateway.acquire.port import SerialPort, open_port
 from gateway.clock import Clock
 from gateway.config import NodeSource as NodeConfig
 from gateway.contract import Mark, Sample, Severity, Sink, SourceState, SourceStatus
@@ -127,11 +127,16 @@ class NodeSource:
         """How far a reading's time may be off."""
         return self._node_clock.uncertainty_ns(self._clock.mono_ns())
 
+    def introduce(self) -> None:
+        """Has the node say HELLO and go on from there: a recording that begins now begins with it."""
+        if self._port:
+            self._say_hello()
+
     # --- one connection --------------------------------------------------------------------------------------
 
     async def _converse(self) -> None:
         """From opening the port to losing it, which raises."""
-        port = self._port = SerialPort(self._config.port, self._config.baud, self._sink.wait_s)
+        port = self._port = open_port(self._config.port, self._config.baud, self._sink.wait_s)
         self._alarms = Alarms(port.poke)
         try:
             if self._refused:  # what the store refused is still in the node's ring
