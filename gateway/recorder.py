@@ -19,6 +19,7 @@ from gateway.recording import (
     LOSS,
     LOST,
     MAGIC,
+    MAX_BODY,
     META,
     Meta,
     Record,
@@ -69,11 +70,8 @@ class Recorder:
     def put(self, kind: int, source: int, body: bytes, mono_ns: int | None = None) -> bool:
         """Record something that happened now; False when there was no room."""
         now = time.monotonic_ns() if mono_ns is None else mono_ns
-        if self.error:
-            self.lost += 1
-            return False
         waiting, size = self._put - self._taken, len(body) + HEAD_SIZE
-        if waiting and waiting + size > BUFFER_BYTES:
+        if self.error or len(body) > MAX_BODY or (waiting and waiting + size > BUFFER_BYTES):
             self.lost += 1
             self._unsaid = (self._unsaid[0] + 1, self._unsaid[1] + len(body))
             return False

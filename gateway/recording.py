@@ -41,6 +41,8 @@ META, OPENED, REFUSED, HEARD, SAID, GONE, FRAME, EVENT, LOST, END = range(10)
 MAX_BODY = 17 << 20  # a picture has at most 16 MiB
 MAX_BLOCK = MAX_BODY + (1 << 20)
 MAX_SOURCES = 1024
+MAX_SPAN_NS = 31 * 86_400 * 10**9  # of one recording
+_MAX_NS = 1 << 62
 AGE = struct.Struct("<Q")
 LOSS = struct.Struct("<QQ")
 _SYNC = b"OBLK"
@@ -150,7 +152,7 @@ class Reading:
     Attributes:
         meta: what it holds.
         meta_bytes: the same as it stands in the file.
-        ended: END was read: nothing is missing at its end.
+        ended, end_ns: END was read, so that nothing is missing at its end; and its time.
         unread: bytes at its end that are no whole block; known when `records` is through.
 
     Raises:
@@ -159,7 +161,7 @@ class Reading:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.ended = False
+        self.ended, self.end_ns = False, 0
         self.unread = 0
         try:
             self._file: IO[bytes] = path.open("rb")
@@ -185,12 +187,20 @@ class Reading:
         self._file.close()
 
     def records(self) -> Iterator[Record]:
-        """All but META, in order, up to the first block that is not whole; once."""
+        """All but META, in order, up to the first block that is not whole; once.
+
+        Raises:
+            RecordingError: a record is of another time than the recording.
+        """
         block, known = self._first[1:], len(self.meta.sources)
+        begin, end = self.meta.mono_ns, self.meta.mono_ns + MAX_SPAN_NS
         while True:
             for record in block:
+                if not begin <= record.mono_ns <= end:
+                    away = (record.mono_ns - begin) / 1e9
+                    raise RecordingError(f"{self._path}: a record {away:.0f} s from its begin")
                 if record.kind == END:
-                    self.ended = True
+                    self.ended, self.end_ns = True, record.mono_ns
                 elif record.source < known:
                     yield record
             block = self._block()
@@ -205,6 +215,8 @@ class Reading:
             meta = msgspec.json.decode(body, type=Meta)
         except msgspec.DecodeError as error:
             raise RecordingError(f"{self._path}: its beginning is damaged: {error}") from error
+        if not (0 <= meta.mono_ns < _MAX_NS and abs(meta.wall_offset_ns or 0) < _MAX_NS and meta.wall_error_ns >= 0):
+            raise RecordingError(f"{self._path}: its times make no sense")
         if len(meta.sources) > MAX_SOURCES:
             raise RecordingError(f"{self._path}: {len(meta.sources)} sources, at most {MAX_SOURCES} are taken")
         return meta, body

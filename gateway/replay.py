@@ -12,7 +12,7 @@ import hashlib
 import logging
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -106,6 +106,7 @@ class Player:
             if (wait := record.mono_ns - AHEAD_NS - self._clock.mono_ns()) > 0:
                 await asyncio.sleep(wait / 1e9)
             self._hand_out(record)
+        self._last_ns = max(self._last_ns, self._reading.end_ns)
         await asyncio.sleep(max(0, self._last_ns - self._clock.mono_ns()) / 1e9 + 0.001)
         return self._last_ns
 
@@ -213,10 +214,9 @@ def replay(path: Path, config: Config, data: Path, speed: float) -> Replayed:
         ConfigError: the config does not fit it.
         StoreError: there is a spool in `data` already, or the disk refused.
     """
-    with Reading(path) as reading:
+    with Reading(path) as reading, closing(VirtualLoop(reading.meta.mono_ns, speed)) as loop:
         meta = reading.meta
         own = config_of(config, data)
-        loop = VirtualLoop(meta.mono_ns, speed)
         offset = meta.wall_offset_ns or 0  # 0 puts it before `gateway.clock.NOT_BEFORE_NS`: not known, as it was
         clock = Clock(
             mono=loop.mono_ns, wall=lambda: loop.mono_ns() + offset, error=lambda: meta.wall_error_ns, boot=meta.boot

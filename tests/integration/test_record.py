@@ -150,7 +150,7 @@ def test_a_daemon_killed_while_it_records_leaves_a_readable_file(tmp_path: Path)
     async def story() -> None:
         async with AsyncExitStack() as stack:
             await stack.enter_async_context(node(tmp_path))
-            made = await stack.enter_async_context(daemon(tmp_path, config(tmp_path)))
+            made = await stack.enter_async_context(daemon(tmp_path, config(tmp_path, more="")))
             await made.until(lambda s: s.sources[0].readings > 100, "readings")
             record = await recording(stack, made, out)
             await until(lambda: out.stat().st_size > 4000, "some blocks")
@@ -173,7 +173,7 @@ def test_a_node_recorded_without_a_daemon_is_read_from_its_start(tmp_path: Path)
 
     async def story() -> None:
         async with node(tmp_path):
-            made = Daemon(tmp_path, config(tmp_path))
+            made = Daemon(tmp_path, config(tmp_path, more=""))
             await octogate("record", "--config", made.config, "--out", out, "--seconds", "4")
         done = await replayed(made, out, tmp_path / "one")
         assert done["whole"]
