@@ -8,19 +8,21 @@ import os
 import signal
 import sqlite3
 import sys
+import zipfile
 from contextlib import AsyncExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gateway.contract import SourceState
-from gateway.recording import GONE, HEARD, SAID, Reading
+from gateway.contract import SourceState, Stamp
+from gateway.recording import FRAME, GONE, HEARD, SAID, FrameHead, Reading, frame_body
 from gateway.store.columns import Codec, expand
-from tests.integration.harness import ROOT, Daemon, config, daemon, node, until
+from tests.integration.harness import MODELS, ROOT, Daemon, config, daemon, node, until
 from tests.integration.test_faults import STATE_MODEL, inferences, machine, readings
 from tests.integration.test_sources import HEAD, MODBUS
 from tests.unit.modbus_bus import SDM120, Bus, floats
+from tests.unit.recordings import BEGIN_NS, at, meta, write
 
 RULE = """
 [[rule]]
@@ -211,3 +213,56 @@ def test_a_modbus_bus_answers_in_the_replay_as_it_did(tmp_path: Path) -> None:
         assert first["streams"]["bus/meter"] >= taken * 3 // 4
 
     asyncio.run(story())
+
+
+EYE = f"""
+[gateway]
+id = "desk"
+data_dir = "data"
+[trust]
+keys = ["{MODELS / "keys" / "octogate-models.pub.pem"}"]
+[[source]]
+kind = "pictures"
+name = "door"
+folder = "."
+[[model]]
+name = "detect"
+bundle = "{MODELS / "detect" / "detect.octo"}"
+[[pipeline]]
+name = "eye"
+source = "door"
+model = "detect"
+[[rule]]
+kind = "detection"
+name = "person"
+pipeline = "eye"
+labels = ["person"]
+"""
+
+
+@pytest.mark.timeout(120)
+def test_pictures_go_through_the_model_and_are_kept_as_on_the_floor(tmp_path: Path) -> None:
+    """A made recording of the bundle's own golden pictures: an astronaut and a cat, by turns."""
+    with zipfile.ZipFile(MODELS / "detect" / "detect.octo") as bundle:
+        pictures = [bundle.read(f"golden/{name}.jpg") for name in ("1-astronaut", "2-chelsea")]
+    about = meta(("door", "pictures"))
+    shown = [
+        at(
+            k / 4,
+            FRAME,
+            frame_body(FrameHead(k, Stamp(about.boot, BEGIN_NS + k, None, 0), "image/jpeg"), pictures[k % 2]),
+        )
+        for k in range(8)
+    ]
+    out = write(tmp_path / "door.octorec", about, shown)
+    made = Daemon(tmp_path, EYE)
+
+    async def story() -> None:
+        first = await replayed(made, out, tmp_path / "one")
+        await replayed(made, out, tmp_path / "two")
+        assert first["streams"] == {"eye": 8, "events": 8}
+
+    asyncio.run(story())
+    assert (tmp_path / "one" / "spool.db").read_bytes() == (tmp_path / "two" / "spool.db").read_bytes()
+    kept = sorted(path.name for path in (tmp_path / "one" / "pictures").iterdir())
+    assert len(kept) == 4 and kept == sorted(path.name for path in (tmp_path / "two" / "pictures").iterdir())
