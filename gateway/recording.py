@@ -24,6 +24,7 @@ A block is on disk as a whole or not at all; a file that was cut off reads up to
 from __future__ import annotations
 
 import os
+import re
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -42,7 +43,9 @@ MAX_BODY = 17 << 20  # a picture has at most 16 MiB
 MAX_BLOCK = MAX_BODY + (1 << 20)
 MAX_SOURCES = 1024
 MAX_SPAN_NS = 31 * 86_400 * 10**9  # of one recording
+MEDIA = ("image/jpeg", "image/png")
 _MAX_NS = 1 << 62
+_BOOT = re.compile(r"[0-9A-Za-z-]{1,64}")  # becomes part of file names
 AGE = struct.Struct("<Q")
 LOSS = struct.Struct("<QQ")
 _SYNC = b"OBLK"
@@ -123,9 +126,12 @@ def parse_frame(body: bytes) -> tuple[FrameHead, bytes]:
         at = _FRAME.size + length
         if at > len(body):
             raise RecordingError("a frame that is cut off")
-        return msgspec.json.decode(body[_FRAME.size : at], type=FrameHead), body[at:]
+        head = msgspec.json.decode(body[_FRAME.size : at], type=FrameHead)
     except (struct.error, msgspec.DecodeError) as error:
         raise RecordingError(f"not a frame: {error}") from error
+    if head.media not in MEDIA:
+        raise RecordingError(f"a frame of {head.media!r}: no kind of picture that is known here")
+    return head, body[at:]
 
 
 # --- writing --------------------------------------------------------------------------------------------------------
@@ -217,6 +223,8 @@ class Reading:
             raise RecordingError(f"{self._path}: its beginning is damaged: {error}") from error
         if not (0 <= meta.mono_ns < _MAX_NS and abs(meta.wall_offset_ns or 0) < _MAX_NS and meta.wall_error_ns >= 0):
             raise RecordingError(f"{self._path}: its times make no sense")
+        if not _BOOT.fullmatch(meta.boot):
+            raise RecordingError(f"{self._path}: {meta.boot!r} is no boot id")
         if len(meta.sources) > MAX_SOURCES:
             raise RecordingError(f"{self._path}: {len(meta.sources)} sources, at most {MAX_SOURCES} are taken")
         return meta, body

@@ -127,7 +127,8 @@ class Player:
         at = asyncio.get_running_loop().call_at
         if record.kind == FRAME:
             head, data = parse_frame(record.body)
-            frame = Frame(name, head.seq, head.stamp, data, head.media)
+            stamp = msgspec.structs.replace(head.stamp, boot=self._clock.boot)
+            frame = Frame(name, head.seq, stamp, data, head.media)
             at(record.mono_ns / 1e9, lambda: self._sinks[name].frame(frame))
         elif record.kind == EVENT:
             try:
@@ -248,6 +249,8 @@ async def _play(
 ) -> tuple[int, dict[str, int]]:
     app = ReplayApp(config, clock, player)
     app.room = room
+    refused: BaseException | None = None
+    end = clock.mono_ns()
     settings = spool_settings(config.store, ())
     async with InlineSpool.open(config.spool_path, clock, notify=partial(app.notify, "spool"), **settings) as spool:
         app.spool = spool
@@ -260,6 +263,10 @@ async def _play(
                 raise _Through
         except* _Through:
             pass
+        except* RecordingError as errors:
+            refused = errors.exceptions[0]
+    if refused is not None:
+        raise refused
     if (stored := spool.status()).state != "ok":
         raise StoreError(f"{config.spool_path}: cannot store: {stored.detail}", hint="is its disk full?")
     return end, dict(spool.next_seq())

@@ -60,8 +60,7 @@ class RecordedLine:
             if records.popleft().kind == GONE:
                 self._plugged = False
         if records and records[0].kind == REFUSED:
-            refusal = msgspec.json.decode(records.popleft().body, type=Refusal)
-            raise SourceError(refusal.what, hint=refusal.hint)
+            raise _refusal(records.popleft().body)
         if records and records[0].kind == OPENED:
             device = records.popleft().body.decode(errors="replace")
             self._plugged = True
@@ -75,6 +74,14 @@ class RecordedLine:
 
     def lost(self) -> None:
         self._plugged = False
+
+
+def _refusal(body: bytes) -> SourceError:
+    try:
+        refusal = msgspec.json.decode(body, type=Refusal)
+    except msgspec.DecodeError as error:
+        return SourceError(f"cannot open the port: the recording does not say why: {error}")
+    return SourceError(refusal.what, hint=refusal.hint)
 
 
 class RecordedPort(SerialPort):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from contextlib import closing
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gateway.__main__ import main
 from gateway.acquire.port import PortGone
@@ -34,6 +37,7 @@ from gateway.recording import (
     FrameHead,
     Reading,
     Record,
+    RecordingError,
     Refusal,
     Told,
     frame_body,
@@ -125,6 +129,28 @@ def test_a_replay_is_the_shift_again_and_the_same_each_time(tmp_path: Path, conf
         "5.0 source.silent raised",
         "9.0 source.silent cleared",
     ]
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.lists(
+        st.builds(
+            at,
+            st.floats(0, 30),
+            st.integers(OPENED, LOST),
+            st.one_of(st.binary(max_size=40), st.just(AGE.pack(5) + b"W=3\r\n"), st.just(b"unplugged")),
+            st.integers(0, 2),
+        ),
+        max_size=25,
+    )
+)
+def test_any_records_are_played_or_refused(tmp_path_factory: pytest.TempPathFactory, records: list[Record]) -> None:
+    folder = tmp_path_factory.mktemp("any")
+    (folder / "gateway.toml").write_text(CONFIG)
+    out = write(folder / "x.octorec", meta(*SOURCES), *([records] if records else []))
+    with contextlib.suppress(RecordingError):  # a picture or an event that is none
+        done = replay(out, load(folder / "gateway.toml"), folder / "one", 100_000)
+        assert done.records == sum(record.source < len(SOURCES) for record in records)
 
 
 def test_a_recording_without_its_end_is_played_as_far_as_it_goes(tmp_path: Path, config: Path) -> None:
