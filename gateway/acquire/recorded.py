@@ -8,6 +8,7 @@ schedule may differ a little from the recorded one, or a lot with another versio
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import deque
 from collections.abc import Callable
 
@@ -76,6 +77,10 @@ class RecordedLine:
         self._plugged = False
 
 
+def _is_heard(record: Record) -> bool:
+    return record.kind == HEARD
+
+
 def _refusal(body: bytes) -> SourceError:
     try:
         refusal = msgspec.json.decode(body, type=Refusal)
@@ -109,13 +114,19 @@ class RecordedPort(SerialPort):
         if not self._line.answers:
             return
         ahead = self._line.records
-        if all(record.kind != SAID or record.body != line for record in ahead):
+        records = list(ahead)
+        before_unplug = next((i for i, record in enumerate(records) if record.kind == GONE), len(records))
+        asked = (i for i in range(before_unplug) if records[i].kind == SAID and records[i].body == line)
+        if (at := next(asked, None)) is None:
             return
-        while (record := ahead.popleft()).kind != SAID or record.body != line:
-            if record.kind == GONE:
-                ahead.appendleft(record)
-                break
-        self._shift_ns = self._line.clock.mono_ns() - record.mono_ns
+        after = at + 1
+        while after < len(records) and records[after].kind == HEARD:
+            after += 1
+        ahead.clear()
+        # its answer comes first; questions that were asked before it then may still be asked now
+        ahead.extend(records[at + 1 : after])
+        ahead.extend(itertools.dropwhile(_is_heard, records[:at] + records[after:]))
+        self._shift_ns = self._line.clock.mono_ns() - records[at].mono_ns
         self._asked = True
         self.plan()
 
@@ -158,6 +169,9 @@ class RecordedPort(SerialPort):
             if reason != "closed":  # that was the source's own doing: it does so again, or it does not
                 self._line.lost()
                 self._end(reason)
+        elif record.kind == SAID:  # not asked now: nor is its answer heard
+            while self._line.records and _is_heard(self._line.records[0]):
+                self._line.records.popleft()
         elif record.kind == HEARD and (not self._line.answers or self._asked):
             age_ns = AGE.unpack_from(record.body)[0] if len(record.body) >= AGE.size else 0
             if not self._chunks:
