@@ -15,7 +15,7 @@ from gateway.acquire.alarms import Alarms
 from gateway.acquire.handed import Handed
 from gateway.acquire.nodecommands import NodeCommands, Value
 from gateway.acquire.nodewords import NodeWords
-from gateway.acquire.port import SerialPort
+from gateway.acquire.port import SerialPort, open_port
 from gateway.acquire.states import CALM, Health
 from gateway.clock import Clock
 from gateway.config import NodeSource as NodeConfig
@@ -125,11 +125,16 @@ class NodeSource:
         """How far a reading's time may be off."""
         return self._node_clock.uncertainty_ns(self._clock.mono_ns())
 
+    def introduce(self) -> None:
+        """Has the node say HELLO and go on from there: a recording that begins now begins with it."""
+        if self._port:
+            self._say_hello()
+
     # --- one connection --------------------------------------------------------------------------------------
 
     async def _converse(self) -> None:
         """From opening the port to losing it, which raises."""
-        port = self._port = SerialPort(self._config.port, self._config.baud, self._sink.wait_s)
+        port = self._port = open_port(self._config.port, self._config.baud, self._sink.wait_s)
         self._alarms = Alarms(port.poke)
         try:
             if self._handed.refused:  # it is still in the node's ring
