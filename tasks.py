@@ -17,13 +17,15 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 ROOT = Path(__file__).resolve().parent
-# What the integration tests start -> the Debian package that has it.
+# What the integration tests start or read -> the Debian package that has it.
 SYSTEM_PROGRAMS = {
+    "/usr/share/firmware-microbit-micropython/firmware.hex": "firmware-microbit-micropython",
     "faketime": "faketime",
     "mosquitto": "mosquitto",
     "node": "nodejs",
     "npm": "npm",
     "postgres": "postgresql",
+    "qemu-system-arm": "qemu-system-arm",
     "strace": "strace",
     # an RTSP server has no program of its own: files, as patterns
     "/usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib": "gir1.2-gst-rtsp-server-1.0",
@@ -187,6 +189,79 @@ def python_311() -> str | None:
     return base if works else None
 
 
+BOARD = "a name in firmware_tools/boards; without it the port's USB identity says which"
+PORT = "a path, or the USB identity as in the gateway's config: usb:VID:PID[:SERIAL]"
+
+
+@task(
+    name="deploy",
+    help={
+        "port": PORT,
+        "board": BOARD,
+        "firmware": "a folder with main.py; firmware_tools/node_firmware without it",
+        "config": "the node's config.json; without it the node keeps its own",
+        "dry-run": "only say what would be written (the node's program is restarted all the same)",
+    },
+)
+def node_deploy(
+    c: Context, port: str, board: str = "", firmware: str = "", config: str = "", dry_run: bool = False
+) -> None:
+    """
+    Put the node's firmware on its board: what differs, checked there, taken back if it does not say HELLO.
+
+    Exit code: 0 it runs; 1 the firmware from before runs again; 2 nothing was changed; 3 neither runs.
+    """
+    run_node("deploy", port=port, board=board, firmware=firmware, config=config, dry_run=dry_run)
+
+
+@task(name="monitor", help={"port": PORT, "board": BOARD, "seconds": "how long; 0 means until Ctrl-C"})
+def node_monitor(c: Context, port: str, board: str = "", seconds: float = 0.0) -> None:
+    """Show what a node says, text and frames. It forgets nothing by it: the gateway gets its readings later."""
+    run_node("monitor", port=port, board=board, seconds=str(seconds))
+
+
+@task(
+    name="list",
+    help={
+        "port": "ask what is on this port, too",
+        "ask-all": "ask every port on USB, not only known boards: a line of text may mean something to what is there",
+        "json": "one JSON array",
+    },
+)
+def node_list(c: Context, port: str = "", ask_all: bool = False, json: bool = False) -> None:
+    """Say which board is on which port, and which node it is if it speaks."""
+    run_node("list", port=port, ask_all=ask_all, json=json)
+
+
+@task(
+    name="flash",
+    help={
+        "file": "MicroPython for the board: .uf2 or .bin",
+        "drive": "for .uf2: the boot loader's drive",
+        "port": "for .bin: " + PORT,
+        "board": BOARD,
+        "dry-run": "check the file and show what would be done",
+        "yes": "do not ask",
+    },
+)
+def node_flash(
+    c: Context, file: str, drive: str = "", port: str = "", board: str = "", dry_run: bool = False, yes: bool = False
+) -> None:
+    """Put MicroPython itself on a board: .uf2 files are checked and copied, .bin images are given to esptool."""
+    run_node("flash", file, drive=drive, port=port, board=board, dry_run=dry_run, yes=yes)
+
+
+def run_node(*args: str, **options: str | bool) -> None:
+    """One command of firmware_tools/node.py; its exit code is ours."""
+    given = [part for key, value in options.items() if value for part in option(key, value)]
+    run_python("firmware_tools.node", *args, *given)
+
+
+def option(key: str, value: str | bool) -> list[str]:
+    name = "--" + key.replace("_", "-")
+    return [name] if value is True else [f"{name}={value}"]
+
+
 def call(module: str, *args: str) -> int:
     """Run a Python module of this environment and give its exit code."""
     command = [sys.executable, "-m", module, *args]
@@ -262,3 +337,4 @@ def quiet_apt(command: list[str]) -> None:
 
 namespace = Collection(test, lint, lock, clean, demo, bench)
 namespace.add_collection(Collection("models", models_list, models_build, models_evaluate))
+namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))

@@ -42,7 +42,7 @@ column says in our words what is asked; the specification's own text is found th
 Values of a silent source have the property `Quality` 500 (stale). With `uplink.live.primary_host` everything waits for
 that host's STATE; with `uplink.live.flush_historical` what was missed follows the births, one reading an interval and
 stream, as historical metrics. Commands to a device are checked against its birth and refused (event `command.refused`)
-unless its source takes writes; none does yet.
+unless its source takes writes: nodes and Modbus devices do.
 
 The specification knows no message without a timestamp in UTC. Before the gateway knows the time of day (docs/time.md) it
 sends what the machine's clock tells, and `Clock/known` is false: a host should then use its own time of arrival. When the

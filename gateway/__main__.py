@@ -21,6 +21,7 @@ from gateway.errors import ConfigError, OctogateError
 from gateway.infer.bench_commands import add_commands as add_bench_commands
 from gateway.infer.bundle_commands import add_commands as add_bundle_commands
 from gateway.infer.swap_commands import add_commands as add_model_commands
+from gateway.shift_commands import add_commands as add_shift_commands
 from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
@@ -39,6 +40,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate model swap state NEW.octo --config gateway.toml    another bundle for a model, while the gateway runs
   octogate bundle verify MODEL.octo --key KEY.pem    may this model bundle be believed?
   octogate cameras                         which cameras are there, and a test picture
+  octogate record --config gateway.toml    what the sources send, to a file; `replay` plays it back, `diff` compares
 """
 PLAN = """\
 Say what would change if another config ran: tables, devices, memory, disk, wear, backlog. Changes nothing. Relative
@@ -94,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bundle_commands(commands, EPILOG)
     add_camera_commands(commands, EPILOG)
     add_model_commands(commands, EPILOG)
+    add_shift_commands(commands, EPILOG)
     return parser
 
 

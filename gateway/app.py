@@ -52,6 +52,7 @@ from gateway.store.settings import spool_settings
 from gateway.store.spool import Spool
 from gateway.sync.desired import Desired
 from gateway.sync.uplink import Uplink
+from gateway.taps import Runner, Taps
 from gateway.writes import Writes
 
 log = logging.getLogger("octogate")
@@ -79,7 +80,8 @@ async def run(
     """
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     async with AsyncExitStack() as stack:
-        app = App(config)
+        app = App(config, Clock(), taps := Taps(config))
+        stack.callback(taps.close)
         app.spool = await stack.enter_async_context(
             Spool.open(
                 config.spool_path,
@@ -98,6 +100,7 @@ async def run(
             "command": remote.control,
             "placed": app.models.placed,
             "models": lambda _: app.models.list(),
+            "record": taps.control,
         }
         await stack.enter_async_context(control.serve(config.control_path, handlers))
         stack.enter_context(app.watch.watching())
@@ -121,9 +124,8 @@ class App:
     models: Models
     _pipelines: Pipelines
 
-    def __init__(self, config: Config) -> None:
-        self.config = config
-        self.clock = Clock()
+    def __init__(self, config: Config, clock: Clock, sources: Runner) -> None:
+        self.config, self.clock, self._runner = config, clock, sources
         self.watch = ClockWatch(self.clock, partial(self.notify, "clock"), self._clock_turned)
         self._started = time.monotonic()
         self._sources: list[Source] = []
@@ -145,7 +147,7 @@ class App:
     def build(self, remote: Remote) -> None:
         """Make every part; nothing runs yet."""
         config = self.config
-        self.models = Models(config, self.announce)
+        self.models = self.make_models()
         self._engines = self.models.engines
         self._pipelines = Pipelines(
             config, self._engines, self.clock, self._inferred, self._looked, lambda name: partial(self.notify, name)
@@ -173,10 +175,14 @@ class App:
         self.spool.on_commit = self._committed
         self.spool.listening = lambda: any(uplink.up for uplink in self._uplinks)
 
+    def make_models(self) -> Models:
+        """What computes; a replay has its own."""
+        return Models(self.config, self.announce)
+
     def start(self, tasks: asyncio.TaskGroup) -> None:
         """Start every part as a named task of `tasks`."""
         for source in self._sources:
-            tasks.create_task(source.run(SourceSink(self, source.name)), name=f"source {source.name}")
+            tasks.create_task(self._runner.run(source, SourceSink(self, source.name)), name=f"source {source.name}")
         for name, engine in self._engines.items():
             tasks.create_task(engine.supervise(), name=f"model {name}")
         tasks.create_task(self.models.run(), name="models")
@@ -329,6 +335,10 @@ class App:
             events=tuple(self._events),
             warnings=("trust.allow_unsigned is on: unsigned models are run",) if allow_unsigned else (),
         )
+
+    async def write(self, source: str, metric: str, value: bool | int | float | str) -> None:
+        """A command to a source, answered: see `Writes.now`."""
+        await self._writes.now(source, metric, value)
 
     def picture(self, args: Mapping[str, Any]) -> dict[str, Any]:
         """The newest picture of a source, with what was seen on it; `data` is base64 in the JSON answer."""

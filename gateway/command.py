@@ -132,6 +132,12 @@ class BundleDropArgs(Part, frozen=True):
     sha256: Sha256
 
 
+class SourceWriteArgs(Part, frozen=True):
+    source: Annotated[str, Meta(max_length=48)]
+    metric: Annotated[str, Meta(max_length=128)]
+    value: bool | int | float | str
+
+
 class BlocksGetArgs(Part, frozen=True):
     blob: Sha256
     offset: Count = 0

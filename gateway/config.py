@@ -107,6 +107,7 @@ class NodeSource(Table, frozen=True, tag_field="kind", tag="node"):
     port: str  # /dev/serial/by-id/...; anything pyserial opens
     baud: Positive = 115200
     silent_s: Seconds = 5.0  # no frame for so long: the source counts as silent
+    node: Annotated[str, Meta(max_length=48)] = ""  # what it must call itself in HELLO; empty: any node is welcome
     picture_kib: Annotated[int, Meta(ge=1, le=65536)] = 2048  # the largest picture of a camera on the node
 
 

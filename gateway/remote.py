@@ -30,6 +30,7 @@ from gateway.command import (
     NoArgs,
     Reported,
     SnapshotArgs,
+    SourceWriteArgs,
 )
 from gateway.config import Config
 from gateway.contract import AUDIT_STREAM, BatchKind, Event, GatewayStatus, Severity, SourceState
@@ -66,6 +67,7 @@ class Host(Protocol):
     def models(self) -> Models: ...
     def status(self) -> GatewayStatus: ...
     def picture(self, args: Mapping[str, Any]) -> dict[str, Any]: ...
+    async def write(self, source: str, metric: str, value: bool | int | float | str) -> None: ...
     def notify(self, origin: str, name: str, state: str, severity: Severity, message: str, **detail: Any) -> None: ...
 
 
@@ -136,6 +138,7 @@ class Remote:
             "model.list": Operation(NoArgs, self._model_list),
             "model.swap": Operation(ModelSwapArgs, self._model_swap, changes=True),
             "model.rollback": Operation(ModelRollbackArgs, self._model_rollback, changes=True),
+            "source.write": Operation(SourceWriteArgs, self._source_write, changes=True),
             "blocks.get": Operation(BlocksGetArgs, self._blocks_get, once=False, opening=lambda _: False),
         }
 
@@ -232,6 +235,10 @@ class Remote:
 
     async def _model_rollback(self, args: ModelRollbackArgs, _: str) -> ModelSwap:
         return await self._host.models.rollback(args)
+
+    async def _source_write(self, args: SourceWriteArgs, _: str) -> str:
+        await self._host.write(args.source, args.metric, args.value)
+        return "written"
 
     async def _blocks_get(self, args: BlocksGetArgs, _: str) -> Block:
         return await asyncio.to_thread(self._blobs.get, args)

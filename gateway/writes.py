@@ -48,6 +48,22 @@ class Writes:
             self._waiting.append((cast(WritableSource, target), metric, value))
             self._wake.set()
 
+    async def now(self, source: str, metric: str, value: Value) -> None:
+        """Write at once, for somebody who waits for the answer.
+
+        Raises:
+            SourceError: there is no such source, it takes no commands, refused this one, or gave no answer in time.
+        """
+        target = self._sources.get(source)
+        if target is None or not hasattr(target, "write"):
+            able = [name for name, other in self._sources.items() if hasattr(other, "write")]
+            raise SourceError(f"'{source}' takes no commands", hint=f"these do: {', '.join(able) or 'none'}")
+        try:
+            async with asyncio.timeout(WRITE_S):
+                await cast(WritableSource, target).write(metric, value)
+        except TimeoutError:
+            raise SourceError(f"no answer within {WRITE_S:g} s") from None
+
     def refuse(self, what: str, why: str) -> None:
         """Say that a command was not obeyed, and why; soon after another one it is only counted."""
         now = asyncio.get_running_loop().time()
@@ -68,11 +84,8 @@ class Writes:
 
     async def _write(self, source: WritableSource, metric: str, value: Value) -> None:
         try:
-            async with asyncio.timeout(WRITE_S):
-                await source.write(metric, value)
+            await self.now(source.name, metric, value)
         except SourceError as error:
             self.refuse(f"{source.name}: {metric}", str(error))
-        except TimeoutError:
-            self.refuse(f"{source.name}: {metric}", f"no answer within {WRITE_S:g} s")
         else:
             self._notify("command.done", "point", Severity.INFO, f"{source.name}: {metric} = {value!r:.100}")

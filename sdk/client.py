@@ -142,6 +142,10 @@ class Gateway:
         """Delete a bundle that was sent there and is not in use."""
         await self.ask("bundle.drop", str, sha256=sha256)
 
+    async def write(self, source: str, metric: str, value: bool | int | float | str) -> None:
+        """Set a metric of a node or device; returns when it has confirmed that; ControlError says why not."""
+        await self.ask("source.write", str, source=source, metric=metric, value=value)
+
     async def fetch(self, blob: Blob) -> bytes:
         """What was too large for an answer; ControlError when what came is something else."""
         data = bytearray()

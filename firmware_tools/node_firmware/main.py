@@ -4,7 +4,7 @@ import json
 import sensors
 
 FRAME_OVERHEAD = 17  # octolink.DATA_OVERHEAD
-LATE_US = 1000000  # so far behind (a debugger, a stalled file system) the schedule starts anew
+LATE_US = 1000000  # so far behind the schedule starts anew
 
 
 def make_sensor(config):
@@ -21,11 +21,12 @@ def run(config):
     size = sensors.record_size(sensor.channels)
     slot, ring = FRAME_OVERHEAD + n * size, config.get("ring", 256)
     slab = bytearray(slot * ring)
-    # only now: compiling this file leaves the heap in pieces, too small for the ring
+    # only now: compiling it leaves the heap in pieces, too small for the ring
     from octolink import Link
 
     stream = {"id": 0, "name": config["stream"], "channels": sensor.channels, "rate": rate}
-    link = Link(config["node"], [stream], ring, slot, config.get("piece", 64), slab=slab)
+    commands = {config["stream"] + "/" + name: f for name, f in getattr(sensor, "commands", {}).items()}
+    link = Link(config["node"], [stream], ring, slot, config.get("piece", 64), commands, slab)
     sample(link, sensor, n, size, rate)
 
 
@@ -38,8 +39,7 @@ def sample(link, sensor, n, size, rate):
 
     buf = bytearray(n * size)
     step = 1000000000 // millihertz
-    ahead = n if sensor.block else 0  # a whole frame can be had when its last reading is due
-    block = n if sensor.block else 1
+    ahead, block = (n, n) if sensor.block else (0, 1)  # a whole frame can be had when its last reading is due
     start, done, filled = link.clock.now(), 0, 0  # done: readings since start
     while True:
         wait = time_of(done + ahead) - link.clock.now()

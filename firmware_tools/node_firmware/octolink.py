@@ -1,8 +1,6 @@
-# The node's half of the Octogate link; docs/link.md is its specification.
+# The node's half of the link; docs/link.md specifies it.
 #
-# MicroPython 1.19 or newer, and CPython unchanged. Memory is set aside once: `ring` slots of `slot` bytes; a loop
-# allocates little more than the frame that is being sent. The ring of the default config takes 25 kB: an RP2040 has
-# about 190 kB of heap.
+# MicroPython 1.19 or newer, and CPython unchanged.
 import binascii
 import json
 import os
@@ -48,7 +46,7 @@ except AttributeError:
 
 
 class Clock:
-    """Microseconds since boot, from a counter that wraps (at 2^30 on boards, so look at least every 8 minutes)."""
+    """Microseconds since boot; the counter wraps at 2^30 on boards, so look at least every 8 minutes."""
 
     def __init__(self):
         self._last = ticks_us()
@@ -62,7 +60,7 @@ class Clock:
 
 
 def cobs(raw):
-    """Consistent overhead byte stuffing, both zeros included; splitting is quick, a loop over bytes is not."""
+    """Byte stuffing, zeros at both ends; a loop over bytes is slow."""
     out = [b"\0"]
     for part in raw.split(b"\0"):
         while len(part) >= 254:
@@ -73,7 +71,7 @@ def cobs(raw):
         out.append(CODES[n : n + 1])
         out.append(part)
     out.append(b"\0")
-    return b"".join(out)
+    return memoryview(b"".join(out))
 
 
 def frame(kind, seq, us, payload):
@@ -82,36 +80,31 @@ def frame(kind, seq, us, payload):
 
 
 class Link:
-    """Keeps what it was given until the gateway has it on disk, and sends it as often as it takes.
+    """Keeps what it was given until the gateway has it on disk.
 
     Args:
-        node: the node's name.
         streams: [{"id": 0, "name": ..., "channels": [[name, struct code, unit], ...], "rate": ...}].
-        cameras: names of what `picture` sends.
-        ring: frames kept, under 32768; when all are un-acked the oldest is overwritten, counted and told.
+        ring: frames kept, under 32768; when all are un-acked the oldest is overwritten, and told.
         slot: bytes of the largest frame: 17 + records.
         piece: bytes written at once; a board's USB buffer takes 64.
-        slab: a bytearray of ring * slot bytes, if the program has set one aside before the heap was in pieces.
-        on_command: called with a CMD's JSON, returns what the REPLY says.
+        slab: a bytearray of ring * slot bytes, set aside before the heap was in pieces.
+        commands: {"stream/channel": f}: a CMD calls f(value), which raises ValueError to refuse.
+        cameras: names of what `picture` sends.
     """
 
-    def __init__(self, node, streams, ring=256, slot=177, piece=64, on_command=None, slab=None, cameras=()):
+    def __init__(self, node, streams, ring=256, slot=177, piece=64, commands=None, slab=None, cameras=()):
         self.clock = Clock()
-        self.cameras = cameras
+        self.node, self.streams, self.cameras = node, streams, cameras
+        self.commands = commands or {}
         self.sending = None  # a picture: data, blob, time
         self._at = self._blobs = 0
         self._turn = self._one = False  # a piece after each frame and one a pump: readings do not wait for a picture
-        self.node = node
-        self.streams = streams
-        self.on_command = on_command
+        self._obeyed = -1, b""  # the newest command's number and answer: said again, it is not obeyed again
         self.session = struct.unpack("<I", os.urandom(4))[0] & 0x3FFFFFFF  # a small int on 32-bit boards
-        self._ring = ring
-        self._slot = slot
-        self._piece = piece
+        self._ring, self._slot, self._piece = ring, slot, piece
         self._slab = memoryview(slab or bytearray(ring * slot))
-        self._lengths = array("H", bytes(2 * ring))
-        self._counts = array("H", bytes(2 * ring))
-        self._wraps = array("H", bytes(2 * ring))  # the high half of the frame's time
+        # of each slot: bytes, readings, and the time's high half
+        self._lengths, self._counts, self._wraps = (array("H", bytes(2 * ring)) for _ in range(3))
         self.oldest = self.next = 0  # seqs held: oldest <= seq < next
         self._cursor = 0  # seq that is sent next
         self._acked = 0
@@ -122,14 +115,12 @@ class Link:
         self._line = bytearray()
         self._probe_us = PROBE_US[0]
         self._progress = 0
-        self._stdin = select.poll()
-        self._stdin.register(sys.stdin, select.POLLIN)
-        self._stdout = select.poll()
-        self._stdout.register(sys.stdout, select.POLLOUT)
-        self._both = select.poll()
-        self._both.register(sys.stdin, select.POLLIN)
-        self._both.register(sys.stdout, select.POLLOUT)
-        self._say(HELLO, self._hello(False))
+        self._stdin, self._stdout, self._both = select.poll(), select.poll(), select.poll()
+        for poll in (self._stdin, self._both):
+            poll.register(sys.stdin, select.POLLIN)
+        for poll in (self._stdout, self._both):
+            poll.register(sys.stdout, select.POLLOUT)
+        self._hello(False)
 
     # --- what the program calls
 
@@ -159,13 +150,13 @@ class Link:
         self._say(LOG, struct.pack("<B", level) + text.encode()[:240])
 
     def picture(self, camera, data, us):
-        """`poll` will send a JPEG taken at `us` by cameras[camera]: not kept, but from its start again when the gateway
-        comes back. Leave `data` alone, and take no other, until `sending` is None."""
+        """`poll` will send a JPEG that cameras[camera] took at `us`: not kept, from its start again after an unplug.
+        Leave `data` alone, and take no other, until `sending` is None."""
         self._blobs += 1
         self.sending, self._at = (memoryview(data), camera << 8 | self._blobs & 255, us), 0
 
     def poll(self, timeout_ms):
-        """Sends, listens and answers; returns when something came or after the time. Never waits for the gateway."""
+        """Sends, listens and answers; returns when something came or after the time."""
         self._probe()
         busy = self._pump()
         (self._both if busy else self._stdin).poll(max(0, min(timeout_ms, 60000)))
@@ -207,7 +198,7 @@ class Link:
     def _load(self):
         """The next thing to send; False when there is none."""
         if self._control:
-            self._out = memoryview(self._control.pop(0))
+            self._out = self._control.pop(0)
             return True
         if not self._sending:
             return False
@@ -219,17 +210,16 @@ class Link:
         self._turn = True
         i = self._cursor % self._ring
         at = i * self._slot
-        self._out = memoryview(cobs(bytes(self._slab[at : at + self._lengths[i]])))
+        self._out = cobs(bytes(self._slab[at : at + self._lengths[i]]))
         self._cursor += 1
         return True
 
     def _piece_out(self):
         data, blob, us = self.sending
-        at = self._at
+        at, self._at = self._at, self._at + BLOB_PIECE
         self._turn = self._one = False
-        self._at = at + BLOB_PIECE
         head = struct.pack("<HII", blob, at, len(data))
-        self._out = memoryview(frame(BLOB, 0, us, head + bytes(data[at : self._at])))
+        self._out = frame(BLOB, 0, us, head + bytes(data[at : self._at]))
         if self._at >= len(data):
             self.sending = None
         return True
@@ -259,11 +249,11 @@ class Link:
             return
         if word == b"HELLO":
             self._greeted, self._sending, self._at = True, False, 0  # until NAK says from where
-            self._say(HELLO, self._hello(True))
+            self._hello(True)
         elif word == b"PING":
             self._say(PONG, struct.pack("<IQQ", number, self.clock.now(), self.next))
         elif self._greeted and number > self.next:  # meant for what we were before a restart
-            self._say(HELLO, self._hello(False))
+            self._hello(False)
         elif self._greeted and word == b"ACK":
             self._ack(number)
         elif self._greeted and word == b"NAK":
@@ -293,22 +283,23 @@ class Link:
         self._say(RESUME, struct.pack("<QQII", first, us, self.lost_frames, self.lost_readings))
 
     def _command(self, number, text):
-        answer = self.on_command(json.loads(text)) if self.on_command else None
-        self._say(REPLY, struct.pack("<I", number) + json.dumps(answer).encode())
+        if number != self._obeyed[0]:
+            self._obeyed = number, json.dumps(self._obey(text)).encode()
+        self._say(REPLY, struct.pack("<I", number) + self._obeyed[1])
+
+    def _obey(self, text):
+        try:
+            asked = json.loads(text)
+            name, value = asked["set"], asked["value"]
+            if name not in self.commands:
+                return {"error": "no such command, only: " + ", ".join(self.commands)}
+            self.commands[name](value)
+        except (ValueError, TypeError, KeyError, OSError) as error:
+            return {"error": repr(error)[:240]}
+        return {}
 
     def _hello(self, asked):
-        return json.dumps(
-            {
-                "versions": [VERSION],
-                "node": self.node,
-                "session": self.session,
-                "firmware": FIRMWARE,
-                "oldest": self.oldest,
-                "next": self.next,
-                "us": self.clock.now(),
-                "streams": self.streams,
-                "ring": self._ring,
-                "asked": asked,
-                "cameras": self.cameras,
-            }
-        ).encode()
+        hello = {"versions": [VERSION], "node": self.node, "session": self.session, "firmware": FIRMWARE}
+        hello.update(oldest=self.oldest, next=self.next, us=self.clock.now(), ring=self._ring, asked=asked)
+        hello.update(streams=self.streams, cameras=self.cameras)
+        self._say(HELLO, json.dumps(hello).encode())

@@ -1,12 +1,6 @@
-# Sensors of a node. One has `channels` ([name, struct code, unit], units as in UCUM) and `fill(buf, at, n)`, which packs
-# n readings into buf from byte `at` on. With `block` it is asked for a whole frame at once (recorded or buffered by
-# hardware), without it for one reading at a time, when that is due.
-#
-# An ADC on a board:
-#     class Adc:
-#         channels, block = [["volt", "f", "V"]], False
-#         def __init__(self, pin): self._adc = machine.ADC(pin)
-#         def fill(self, buf, at, n): struct.pack_into("<f", buf, at, self._adc.read_u16() * 3.3 / 65535)
+# A sensor has `channels` ([name, struct code, UCUM unit]) and `fill(buf, at, n)`, which packs n readings into buf from
+# byte `at` on. With `block` it is asked for a whole frame at once (recorded, or buffered by hardware), without it for
+# one reading when that is due. `commands` says what may be set: {channel: f(value)}.
 import struct
 
 
@@ -22,6 +16,12 @@ class Counter:
 
     def __init__(self, start=0):
         self._n = start
+        self.commands = {"n": self.set}
+
+    def set(self, n):
+        if type(n) is not int:
+            raise ValueError("a whole number")
+        self._n = n
 
     def fill(self, buf, at, n):
         for i in range(n):

@@ -15,7 +15,7 @@ from collections import deque
 from gateway.acquire.modbus_line import ModbusLine, NoAnswer, Refused
 from gateway.acquire.modbus_map import ChannelTable, DeviceMap
 from gateway.acquire.modbus_schedule import SILENT_AFTER, Schedule, Slot
-from gateway.acquire.port import SerialPort
+from gateway.acquire.port import SerialPort, open_port
 from gateway.acquire.states import CALM, Health
 from gateway.acquire.unstored import Unstored
 from gateway.clock import Clock
@@ -123,7 +123,7 @@ class ModbusSource:
     async def _converse(self) -> None:
         """From opening the port to losing it, which raises."""
         table = self._table
-        port = SerialPort(table.port, table.baud, self._sink.wait_s, parity=table.parity, stop_bits=table.stop_bits)
+        port = open_port(table.port, table.baud, self._sink.wait_s, parity=table.parity, stop_bits=table.stop_bits)
         self._port = port
         try:
             line = ModbusLine(port, table.baud, 9 + (table.parity != "N") + table.stop_bits)

@@ -7,13 +7,16 @@ after an unplug or after a restart of either side, and the mark in the spool say
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
 from gateway.acquire.alarms import Alarms
-from gateway.acquire.port import SerialPort
+from gateway.acquire.handed import Handed
+from gateway.acquire.nodecommands import NodeCommands, Value
+from gateway.acquire.nodewords import NodeWords
+from gateway.acquire.port import SerialPort, open_port
+from gateway.acquire.states import CALM, Health
 from gateway.clock import Clock
 from gateway.config import NodeSource as NodeConfig
 from gateway.contract import Frame, Mark, Sample, Severity, Sink, SourceState, SourceStatus
@@ -31,20 +34,6 @@ ANSWER_S = 0.5  # a NAK or a first PING unanswered for so long is said again
 PINGS = 5  # round trips after HELLO, before data is asked for
 PING_S = 30.0
 TELL_S = 5.0  # losses and nonsense are told at most so often
-_OVERHEAD = 18  # bytes a segment of a sample takes beside its records
-_CALM = (SourceState.STARTING, SourceState.OK)
-
-
-class _Group:
-    """What one future of the store covers: the seq after it, and its bytes."""
-
-    __slots__ = ("bytes", "future", "next_seq", "session")
-
-    def __init__(self, future: asyncio.Future[None], session: int) -> None:
-        self.future = future
-        self.session = session
-        self.next_seq = 0
-        self.bytes = 0
 
 
 class NodeSource:
@@ -69,17 +58,14 @@ class NodeSource:
         self._times = NotBackwards(dict(newest))
         self._receiver = Receiver(config.name, config.picture_kib << 10)
         self._pictures = 0
-        self._durable = mark  # on disk
-        self._taken = mark  # handed to the sink
-        self._groups: deque[_Group] = deque()
-        self._unstored = 0
+        self._handed = Handed(mark, self._stored)
         self._overrun = 0  # readings lost and not told yet
-        self._refused = ""
         self._port: SerialPort | None = None
         self._hello: Hello | None = None  # of this connection
         self._asked = False  # HELLO was said and not answered yet
-        self._state = SourceState.STARTING
-        self._detail = ""
+        self._health = Health(config.name)
+        self._commands = NodeCommands()
+        self._lines_seen = 0  # of the text that came between frames
         self._data_at = 0.0
         self._nak_at = 0.0
         self._hello_pause = HELLO_S[0]
@@ -91,6 +77,7 @@ class NodeSource:
         """Reads until it is cancelled; whatever goes wrong with the line is said as events and tried again."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
+        self._words = NodeWords(self._point, self._loop.time)
         pause = REOPEN_S[0]
         while True:
             try:
@@ -99,8 +86,8 @@ class NodeSource:
                 self._turn(SourceState.FAILING, str(error))
                 pause = REFUSED_S
             except SourceError as error:
-                pause = REOPEN_S[0] if self._state in _CALM else min(pause * 2, REOPEN_S[1])
-                self._turn(SourceState.FAILING if self._refused else SourceState.LOST, str(error))
+                pause = REOPEN_S[0] if self._health.state in CALM else min(pause * 2, REOPEN_S[1])
+                self._turn(SourceState.FAILING if self._handed.refused else SourceState.LOST, str(error))
             await asyncio.sleep(pause)
 
     def status(self) -> SourceStatus:
@@ -108,8 +95,8 @@ class NodeSource:
         return SourceStatus(
             self.name,
             self.kind,
-            self._state,
-            self._detail,
+            self._health.state,
+            self._health.detail,
             readings=receiver.readings,
             frames=receiver.frames,
             dropped=receiver.lost + receiver.pictures_lost,
@@ -117,6 +104,16 @@ class NodeSource:
             resent=receiver.resent,
             gaps=receiver.gaps,
         )
+
+    async def write(self, metric: str, value: Value) -> None:
+        """Set `<stream>/<channel>`, or whatever the node's program has a handler for; returns when it has done so.
+
+        Raises:
+            SourceError: the node is away, refused it, or did not answer.
+        """
+        if self._hello is None or self._port is None:
+            raise SourceError(f"'{self.name}' is not there: {self._health.detail}", hint="try again when it is back")
+        await self._commands.ask(metric, value, self._send)
 
     @property
     def log(self) -> Sequence[str]:
@@ -128,15 +125,20 @@ class NodeSource:
         """How far a reading's time may be off."""
         return self._node_clock.uncertainty_ns(self._clock.mono_ns())
 
+    def introduce(self) -> None:
+        """Has the node say HELLO and go on from there: a recording that begins now begins with it."""
+        if self._port:
+            self._say_hello()
+
     # --- one connection --------------------------------------------------------------------------------------
 
     async def _converse(self) -> None:
         """From opening the port to losing it, which raises."""
-        port = self._port = SerialPort(self._config.port, self._config.baud, self._sink.wait_s)
+        port = self._port = open_port(self._config.port, self._config.baud, self._sink.wait_s)
         self._alarms = Alarms(port.poke)
         try:
-            if self._refused:  # what the store refused is still in the node's ring
-                self._refused, self._taken = "", self._durable
+            if self._handed.refused:  # it is still in the node's ring
+                self._handed.again()
                 self._times = NotBackwards({})
             self._hello, self._hello_pause = None, HELLO_S[0]
             self._data_at = self._loop.time()
@@ -146,27 +148,34 @@ class NodeSource:
                 await port.wait()
                 if chunk := port.take():
                     self._take(chunk)
-                if self._refused:
-                    raise SourceError(f"the readings of '{self.name}' were not stored: {self._refused}")
+                if self._handed.refused:
+                    raise SourceError(f"the readings of '{self.name}' were not stored: {self._handed.refused}")
                 for alarm in self._alarms.due():
                     self._rang(alarm)
         finally:
             port.close()
             self._port = None
+            self._commands.drop("the line was cut")
+            self._words.cut()
             self._alarms.close()
             self._receiver.stop()
 
     def _take(self, chunk: bytes) -> None:
         receiver = self._receiver
         samples = receiver.feed(chunk, self._node_clock.offset_ns)
+        if new := receiver.deframer.said - self._lines_seen:
+            self._lines_seen += new
+            self._words.lines(self.log[-new:])
         for sample in samples:
             self._times.keep(sample)
         if samples or receiver.pictures:
             self._data_at = self._loop.time()
-            if self._state is SourceState.SILENT:
+            if self._health.state is SourceState.SILENT:
                 self._settle()
         if samples:
             self._pour(samples)
+        elif not receiver.messages and not receiver.pictures:  # no frame at all: it may have stopped with a traceback
+            self._words.tail(receiver.deframer.rest(), final=False)
         while receiver.pictures:
             self._show(*receiver.pictures.popleft())
         while receiver.messages:
@@ -182,18 +191,9 @@ class NodeSource:
     def _pour(self, samples: list[Sample]) -> None:
         """Hands samples to the sink; they count as unstored until its future is done."""
         assert self._hello is not None
-        mark = self._taken = Mark(self.name, self._hello.session, self._receiver.expected)
-        future = self._sink.samples(samples, mark, self._port.since if self._port else None)
-        group = self._groups[-1] if self._groups else None
-        if group is None or group.future is not future or group.session != mark.session:
-            group = _Group(future, mark.session)
-            self._groups.append(group)
-            future.add_done_callback(self._stored)
-        group.next_seq = mark.next_seq
-        size = sum(len(sample.data) + _OVERHEAD * len(sample.counts) for sample in samples)
-        group.bytes += size
-        self._unstored += size
-        if self._unstored > UNSTORED_MAX and self._port is not None:
+        mark = self._handed.taken = Mark(self.name, self._hello.session, self._receiver.expected)
+        self._handed.add(samples, self._sink.samples(samples, mark, self._port.since if self._port else None))
+        if self._handed.bytes > UNSTORED_MAX and self._port is not None:
             self._port.pause()
 
     def _show(self, camera: str, us: int, picture: bytes) -> None:
@@ -203,23 +203,16 @@ class NodeSource:
         self._sink.frame(Frame(f"{self.name}/{camera}", self._pictures, stamp, picture))
         self._pictures += 1
 
-    def _stored(self, future: asyncio.Future[None]) -> None:
-        """A commit is done: acknowledge once what it covers, and nothing that came after a refused one."""
-        while self._groups and self._groups[0].future.done():
-            group = self._groups.popleft()
-            self._unstored -= group.bytes
-            if not self._refused:
-                self._refused = _failure(group.future)
-            if self._refused:
-                continue
-            self._durable = Mark(self.name, group.session, group.next_seq)
-            if self._port and self._hello and self._hello.session == group.session:
-                self._port.write(Ack(group.next_seq).to_line())
-        if self._port:
-            if self._refused:
-                self._port.poke()
-            if self._unstored < UNSTORED_MAX // 2:
-                self._port.resume()
+    def _stored(self, mark: Mark | None) -> None:
+        """Commits are done: acknowledge what they cover, the readings up to `mark`."""
+        if self._port is None:
+            return
+        if mark and self._hello and self._hello.session == mark.session:
+            self._send(Ack(mark.next_seq))
+        if self._handed.refused:
+            self._port.poke()
+        if self._handed.bytes < UNSTORED_MAX // 2:
+            self._port.resume()
 
     # --- the dialogue ----------------------------------------------------------------------------------------
 
@@ -232,8 +225,12 @@ class NodeSource:
             case Resume():
                 self._resumed(message)
             case messages.Log():
-                self._receiver.deframer.lines.append(message.text.decode(errors="replace"))
-            case _:  # REPLY: nobody asked for one yet
+                text = message.text.decode(errors="replace")
+                self._receiver.deframer.lines.append(text)
+                self._words.log(message.level, text)
+            case messages.Reply():
+                self._commands.reply(message)
+            case _:  # BLOB: the receiver puts pictures together
                 pass
 
     def _say_hello(self) -> None:
@@ -250,19 +247,25 @@ class NodeSource:
                 f"this gateway {framing.VERSION}",
                 hint="update the node's firmware or the gateway",
             )
+        if self._config.node and hello.node != self._config.node:
+            raise LinkError(
+                f"node '{hello.node}' is on {self._config.port}, where node '{self._config.node}' should be",
+                hint="plug them in the other way round, or mend port or node in the config",
+            )
         if self._hello and self._hello.session == hello.session and not self._asked:
             return  # said again; the dialogue is under way
         if not hello.asked:
             self._say_hello()
             return
         self._asked = False
-        mark = self._taken
+        mark = self._handed.taken
         start = 0  # RESUME says where its ring begins, and what was overwritten
         if mark and mark.session == hello.session and mark.next_seq <= hello.next:
             start = mark.next_seq
         elif mark and mark.session != hello.session:
+            self._commands.drop("it has started anew")
             self._point("source.restarted", Severity.WARNING, f"node '{hello.node}' has started anew")
-            self._taken = Mark(self.name, hello.session, start)
+            self._handed.taken = Mark(self.name, hello.session, start)
         self._receiver.start(hello, start)
         self._node_clock.start(hello.us, self._clock.mono_ns())
         self._hello = hello
@@ -294,7 +297,7 @@ class NodeSource:
         self._data_at = self._loop.time()
         self._hello_pause = HELLO_S[0]
         self._alarms.set("ping", PING_S)
-        if self._state is not SourceState.SILENT:  # that ends with data only
+        if self._health.state is not SourceState.SILENT:  # that ends with data only
             self._settle()
         self._overrun += resume.lost_readings
         if self._overrun and not self._alarms.is_set("overrun"):
@@ -329,6 +332,7 @@ class NodeSource:
     def _fell_silent(self) -> None:
         said = [*self.log, *self._receiver.deframer.rest().splitlines()]
         said = [line for line in said if len(line) > len(">>> ")]
+        self._words.tail(self._receiver.deframer.rest(), final=True)
         words = f"; it last printed: {said[-1]}" if said else ""
         if self._hello is None:
             what = f"no answer to HELLO on {self._config.port}: is the Octogate firmware on the node?{words}"
@@ -344,7 +348,7 @@ class NodeSource:
 
     def _nak(self) -> None:
         """Says where to go on from; before it, what may be forgotten."""
-        durable = self._durable
+        durable = self._handed.durable
         if durable and self._hello and durable.session == self._hello.session:
             self._send(Ack(durable.next_seq))
         self._send(Nak(self._receiver.expected))
@@ -362,22 +366,7 @@ class NodeSource:
             self._turn(SourceState.OK, f"node '{self._hello.node}', firmware {self._hello.firmware}")
 
     def _turn(self, state: SourceState, detail: str) -> None:
-        """A change of state is an event; its end is one too."""
-        old, self._state, self._detail = self._state, state, detail
-        if old is state:
-            return
-        if old not in _CALM:
-            self._sink.event(f"source.{old}", "cleared", Severity.INFO, f"{self.name}: {detail}")
-        if state not in _CALM:
-            self._sink.event(f"source.{state}", "raised", Severity.WARNING, f"{self.name}: {detail}")
+        self._health.turn(self._sink, state, detail)
 
     def _point(self, name: str, severity: Severity, message: str, **detail: Any) -> None:
         self._sink.event(name, "point", severity, f"{self.name}: {message}", **detail)
-
-
-def _failure(future: asyncio.Future[None]) -> str:
-    """Why a commit did not happen; empty when it did."""
-    if future.cancelled():
-        return "the store was stopped"
-    error = future.exception()
-    return str(error) or type(error).__name__ if error else ""

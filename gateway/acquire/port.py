@@ -16,8 +16,10 @@ import contextlib
 import errno
 import os
 import termios
+from functools import partial
 
 from gateway.acquire.identity import find_port
+from gateway.acquire.through import Ear, through
 from gateway.errors import SourceError
 
 _READ_BYTES = 65536
@@ -38,6 +40,15 @@ class PortGone(SourceError):
     """The device was unplugged or refuses to be read or written."""
 
 
+def open_port(
+    device: str, baud: int, period_s: float, *, parity: str = "N", data_bits: int = 8, stop_bits: int = 1
+) -> SerialPort:
+    """The port of the running source, as `SerialPort`: a recording hears it, a replay gives its own."""
+    make = partial(SerialPort, device, baud, period_s, parity=parity, data_bits=data_bits, stop_bits=stop_bits)
+    opener = through.get()
+    return make() if opener is None else opener.open(device, make)
+
+
 class SerialPort:
     """An open port; close it at once when it is gone, or the device comes back under another name.
 
@@ -49,6 +60,7 @@ class SerialPort:
 
     Attributes:
         since: when the oldest byte of the last `take` may have come, loop time.
+        ear: is told what passes through.
 
     Raises:
         SourceError: it is not there, taken, or no serial port; the hint says what to do.
@@ -89,6 +101,7 @@ class SerialPort:
         self._timer: asyncio.TimerHandle | None = None  # of a steady trickle; no reader is registered meanwhile
         self._prompt = True
         self.paused = False
+        self.ear: Ear | None = None
         self._loop.add_reader(self._fd, self._read)
 
     async def wait(self) -> None:
@@ -120,7 +133,10 @@ class SerialPort:
         if self._later is not None:
             self._later.cancel()
             self._later = None
-        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        data = chunks[0] if len(chunks) == 1 else b"".join(chunks)
+        if data and self.ear is not None:
+            self.ear.heard(data, self.since)
+        return data
 
     def write(self, line: bytes) -> None:
         """Sends a line, later if the device does not take it now; lines that find no room are dropped.
@@ -129,6 +145,8 @@ class SerialPort:
         """
         if self._gone or len(self._unsent) + len(line) > _UNSENT_MAX:
             return
+        if self.ear is not None:
+            self.ear.said(line)
         if self._unsent:
             self._unsent += line
             return
@@ -154,6 +172,9 @@ class SerialPort:
 
     def close(self) -> None:
         self._lost("closed")
+        if self.ear is not None:
+            self.ear.gone(self._gone)
+            self.ear = None
         with contextlib.suppress(OSError, termios.error):
             self._serial.close()
 

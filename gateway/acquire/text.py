@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from gateway.acquire.alarms import Alarms
 from gateway.acquire.pattern import Match, Pattern
-from gateway.acquire.port import SerialPort
+from gateway.acquire.port import SerialPort, open_port
 from gateway.acquire.states import CALM, Health
 from gateway.acquire.textlines import LineReader
 from gateway.acquire.unstored import Unstored
@@ -81,7 +81,7 @@ class TextSource:
     async def _converse(self) -> None:
         """From opening the port to losing it, which raises."""
         table = self._table
-        port = self._port = SerialPort(
+        port = self._port = open_port(
             table.port,
             table.baud,
             self._sink.wait_s,

@@ -59,10 +59,11 @@ class Deframer:
     Attributes:
         bad: pieces that were neither a frame nor text.
         lines: the newest lines of text that came between frames.
+        said: how many of them there were in all.
     """
 
     def __init__(self) -> None:
-        self.bad = 0
+        self.bad = self.said = 0
         self.lines: deque[str] = deque(maxlen=_LINES_KEPT)
         self._tail = b""
         self._overlong = False  # the tail was already refused; skip to the next zero
@@ -129,6 +130,7 @@ class Deframer:
             text = _printable(line)
             if text and (text := text.strip()) and (whole is not None or len(text) >= _TEXT_MIN):
                 self.lines.append(text[:_LINE_MAX])
+                self.said += 1
 
 
 def _printable(piece: bytes) -> str | None:

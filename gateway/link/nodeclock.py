@@ -54,7 +54,7 @@ class NodeClock:
     def start(self, us: int, now_ns: int) -> None:
         """A first idea of the offset, from HELLO."""
         self.offset_ns = now_ns - us * 1000
-        self.samples = 0
+        self.samples = self._nonce = 0  # counted from HELLO, so that a recording's PONGs fit its replay's PINGs
         self._half_ns, self._at_ns = _UNKNOWN_NS, now_ns
         self._open.clear()
 

@@ -55,6 +55,8 @@ class Spool:
             as rarely as the durability window allows.
     """
 
+    make_writer: type[Writer] = Writer  # a thread; in a replay the loop itself
+
     def __init__(self, path: Path, clock: Clock, pace: Pace, settings: Settings, notify: Notify) -> None:
         self._path = path
         self._pace = pace
@@ -71,7 +73,7 @@ class Spool:
         self._writing = False
         self._timer: asyncio.TimerHandle | None = None
         self._confirmed = {uplink: dict(seqs) for uplink, seqs in self._tables.state.confirmed.items()}
-        self._writer = Writer(self._tables, self._loop, self, self._confirmed)
+        self._writer = self.make_writer(self._tables, self._loop, self, self._confirmed)
         self._idle = asyncio.Event()  # set whenever the writer has answered
         self._state, self._detail = "ok", ""
         self._commits = 0

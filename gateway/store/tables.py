@@ -138,7 +138,7 @@ class Tables:
             for run in _runs(samples, rows):
                 mark = marks.get(source_of(run.stream)) if run.samples else None
                 noted.append((self._insert(run, mark, state.head + 1 + len(noted), ids, next_seq), run))
-            self._keep_marks(marks[source] for source in marks.keys() - {source_of(s) for s in samples})
+            self._keep_marks(marks[source] for source in sorted(marks.keys() - {source_of(s) for s in samples}))
         state.next_seq, state.ids = next_seq, ids
         fresh = {run.stream: run.kind for _, run in noted}
         if not fresh.keys() <= state.kinds.keys():

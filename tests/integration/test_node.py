@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import struct
+import threading
+from array import array
 from pathlib import Path
 
 import pytest
 
+from firmware_tools.wire import Wire
+from gateway.acquire import node as acquire_node
 from gateway.contract import SourceState
 from gateway.errors import SourceError
+from gateway.link.messages import Command, Hello, Nak, Reply, SayHello
+from gateway.link.receiver import Receiver
 from sdk.testing import MicroPythonNode
 from tests.unit.fake_node import FakeSink, running
 
@@ -42,6 +49,33 @@ def test_five_seconds_with_an_unplug_lose_nothing(tmp_path: Path, cpython: bool,
                 await sink.has(5 * rate)
                 status = source.status()
                 assert (status.state, status.dropped, status.bad) == (SourceState.OK, 0, 0)
+        assert sink.values == list(range(len(sink.values)))
+
+    asyncio.run(story())
+
+
+def test_a_hundred_replugs_lose_and_leak_nothing(
+    tmp_path: Path, cpython: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(acquire_node, "REOPEN_S", (0.01, 0.02))
+
+    def held() -> tuple[int, int, int]:
+        return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), threading.active_count()
+
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=400, frame=4, ring=1000) as node:
+            async with running(node.port, sink, patience_s=50) as source:
+                await sink.has(40)
+                before = held()
+                for k in range(1, 101):
+                    node.unplug()
+                    await sink.saw("source.lost", "raised", times=k)
+                    node.replug()
+                    await sink.has(len(sink.values) + 8)
+                assert held() == before
+                status = source.status()
+                assert (status.state, status.dropped) == (SourceState.OK, 0)
         assert sink.values == list(range(len(sink.values)))
 
     asyncio.run(story())
@@ -110,6 +144,60 @@ def test_a_rebooted_node_is_another_session(tmp_path: Path, cpython: bool) -> No
             await sink.has(before + 100)
             assert asyncio.get_running_loop().time() - begin < 4  # its own HELLO, not silence, brought it back
             assert len({mark.session for mark in sink.marks}) == 2
+
+    asyncio.run(story())
+
+
+def test_a_command_sets_the_counter_and_is_answered(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        sink = FakeSink()
+        async with make(tmp_path, cpython, rate=400, frame=4) as node, running(node.port, sink) as source:
+            await sink.has(40)
+            await source.write("power/n", 1_000_000)
+            await sink.has(len(sink.values) + 40)
+            assert 1_000_000 in sink.values and sink.values[-1] > 1_000_000
+            with pytest.raises(SourceError, match=r"no such command, only: power/n"):
+                await source.write("power/x", 1)
+            with pytest.raises(SourceError, match="a whole number"):
+                await source.write("power/n", "many")
+            before = len(sink.values)
+            await sink.has(before + 40)  # a refusal does not stop the node
+
+    asyncio.run(story())
+
+
+def test_a_line_that_is_said_again_is_obeyed_once_and_nonsense_is_answered(tmp_path: Path, cpython: bool) -> None:
+    async def story() -> None:
+        receiver = Receiver("m")
+        values: list[int] = []
+        replies: list[tuple[int, bytes]] = []
+        async with make(tmp_path, cpython, rate=400, frame=4) as node, Wire(str(node.port)) as wire:
+
+            async def until(readings: int, answers: int) -> None:
+                async with asyncio.timeout(20):
+                    while len(values) < readings or len(replies) < answers:
+                        for sample in receiver.feed(await wire.some(5), 0):
+                            values.extend(array("I", sample.data))
+                        while receiver.messages:
+                            match receiver.messages.popleft():
+                                case Hello() as hello if hello.asked:
+                                    receiver.start(hello, hello.oldest)
+                                    await wire.write(Nak(hello.oldest).to_line())
+                                case Reply() as reply:
+                                    replies.append((reply.id, reply.json))
+
+            await wire.write(SayHello().to_line())
+            await until(20, 0)
+            line = Command(77, b'{"set": "power/n", "value": 1000000}').to_line()
+            for _ in range(3):
+                await wire.write(line)
+                await until(len(values) + 20, len(replies) + 1)
+            assert replies == [(77, b"{}")] * 3 and values.count(1_000_000) == 1
+            for number, text in enumerate((b"{", b"[]", b"1", b'{"set": 1}', b'{"set": [], "value": 0}', b"\xff"), 78):
+                await wire.write(b"CMD %d %s\n" % (number, text))
+                await until(0, len(replies) + 1)
+                assert replies[-1][0] == number and replies[-1][1].startswith(b'{"error": ')
+            await until(len(values) + 20, 0)  # it is well
 
     asyncio.run(story())
 

@@ -17,7 +17,20 @@ from gateway.clock import Clock
 from gateway.config import NodeSource as NodeConfig
 from gateway.contract import Frame, Mark, Sample, Severity
 from gateway.link import messages
-from gateway.link.messages import Ack, Data, Hello, Line, Message, Nak, NodeStream, Ping, Pong, Resume, SayHello
+from gateway.link.messages import (
+    Ack,
+    Command,
+    Data,
+    Hello,
+    Line,
+    Message,
+    Nak,
+    NodeStream,
+    Ping,
+    Pong,
+    Resume,
+    SayHello,
+)
 
 COUNTER = NodeStream(0, "count", (("n", "I", "1"),))
 
@@ -44,8 +57,9 @@ class Changes:
 class FakeNode:
     """Answers HELLO, PING and NAK by itself; keeps what else it heard in `heard`."""
 
-    def __init__(self, port: Path, *, session: int = 7, versions: tuple[int, ...] = (1,)) -> None:
+    def __init__(self, port: Path, *, session: int = 7, versions: tuple[int, ...] = (1,), name: str = "fake") -> None:
         self.port = port
+        self.name = name
         self.session = session
         self.versions = versions
         self.frames: list[bytes] = []  # what it holds, by seq
@@ -101,8 +115,15 @@ class FakeNode:
     def hello(self) -> None:
         if not self.mute:
             self.say(
-                Hello(self.versions, "fake", self.session, "0.0", self.oldest, len(self.frames), 10**6, (COUNTER,), 256)
+                Hello(
+                    self.versions, self.name, self.session, "0.0", self.oldest, len(self.frames), 10**6, (COUNTER,), 256
+                )
             )
+
+    async def asked(self, times: int = 1) -> Command:
+        """The newest command, when it has come so often."""
+        await self._changes.until(lambda: sum(isinstance(line, Command) for line in self.heard) >= times)
+        return [line for line in self.heard if isinstance(line, Command)][-1]
 
     async def hears(self, line: Line, times: int = 1) -> None:
         await self._changes.until(lambda: self.heard.count(line) >= times)
@@ -190,17 +211,23 @@ class FakeSink:
     async def has(self, values: int) -> None:
         await self._changes.until(lambda: len(self.values) >= values)
 
-    async def saw(self, name: str, state: str) -> None:
-        await self._changes.until(lambda: (name, state) in self.names())
+    async def saw(self, name: str, state: str, times: int = 1) -> None:
+        await self._changes.until(lambda: self.names().count((name, state)) >= times)
 
 
 @asynccontextmanager
 async def running(
-    port: Path, sink: FakeSink, mark: Mark | None = None, *, silent_s: float = 5.0
+    port: Path | str,
+    sink: FakeSink,
+    mark: Mark | None = None,
+    *,
+    silent_s: float = 5.0,
+    node: str = "",
+    patience_s: float = 20,
 ) -> AsyncIterator[NodeSource]:
-    """A `NodeSource` that runs as long as the block, at most 20 s."""
-    source = NodeSource(NodeConfig(name="m", port=str(port), silent_s=silent_s), mark, Clock())
-    async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:
+    """A `NodeSource` that runs as long as the block, at most `patience_s`."""
+    source = NodeSource(NodeConfig(name="m", port=str(port), silent_s=silent_s, node=node), mark, Clock())
+    async with asyncio.timeout(patience_s), asyncio.TaskGroup() as tasks:
         task = tasks.create_task(source.run(sink), name="source")
         try:
             yield source

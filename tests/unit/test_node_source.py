@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from array import array
 from pathlib import Path
 
@@ -182,7 +183,7 @@ def test_a_port_that_is_taken_says_so(tmp_path: Path) -> None:
     asyncio.run(story())
 
 
-def test_unplugged_twenty_times_nothing_is_lost_or_leaked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unplugged_a_hundred_times_nothing_is_lost_or_leaked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(node, "REOPEN_S", (0.01, 0.02))
 
     async def story() -> None:
@@ -192,15 +193,16 @@ def test_unplugged_twenty_times_nothing_is_lost_or_leaked(tmp_path: Path, monkey
                 await fake.hears(Nak(0))
                 fake.count_to(5)
                 await sink.has(5)
-                before = len(os.listdir("/proc/self/fd"))
-                for k in range(1, 21):
+                before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
+                tasks = len(asyncio.all_tasks())
+                for k in range(1, 101):
                     fake.unplug()
                     fake.count_to(5 + k * 7)  # unheard
                     fake.plug()
                     await sink.has(5 + k * 7)
-                assert sink.values == list(range(5 + 20 * 7))
+                assert sink.values == list(range(5 + 100 * 7))
                 assert len(os.listdir("/proc/self/fd")) == before
-                assert len(asyncio.all_tasks()) <= 4
+                assert (threading.active_count(), len(asyncio.all_tasks())) == (threads, tasks)
 
     asyncio.run(story())
 

@@ -14,6 +14,7 @@ import pytest
 
 from gateway.app import App
 from gateway.child import python_env
+from gateway.clock import Clock
 from gateway.config import Config
 from gateway.contract import BatchKind, ModelStatus, Severity
 from gateway.infer import placer, ranking
@@ -21,6 +22,7 @@ from gateway.infer.candidate import Candidate
 from gateway.infer.order import Order
 from gateway.infer.placer import Load, Placer
 from gateway.inference import Models
+from gateway.taps import Taps
 from tests.unit.test_ranking import GOOD, LITERT, ONNX, measured, placement
 
 CALM, BUSY = Load(0.0, 0.0, 0.0), Load(0.0, 0.9, 0.0)
@@ -289,7 +291,7 @@ class Rows:
 def test_a_failover_has_its_model_looked_at_again(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = msgspec.convert({"gateway": {"id": "test", "data_dir": "data"}, "base": str(tmp_path)}, Config)
-        app = App(config)
+        app = App(config, Clock(), Taps(config))
         app.spool = Rows()  # type: ignore[assignment]
         orders = {"m": Order(name="m", bundle="none.octo")}
         models = Models(config, app.announce)

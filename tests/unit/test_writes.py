@@ -105,6 +105,26 @@ def test_what_cannot_be_written_is_refused_with_the_reason(monkeypatch: pytest.M
     asyncio.run(scenario())
 
 
+def test_who_waits_for_the_answer_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writes, "WRITE_S", 0.01)
+
+    async def scenario() -> None:
+        line = Bench()
+        await line.writes.now("drive", "speed", 5)
+        assert line.drive.got == [("speed", 5)]
+        for source in ("sensor", "none"):
+            with pytest.raises(SourceError, match=f"'{source}' takes no commands.*these do: drive"):
+                await line.writes.now(source, "speed", 5)
+        with pytest.raises(SourceError, match="no such register"):
+            await line.writes.now("drive", "broken", 5)
+        line.drive.gate.clear()
+        with pytest.raises(SourceError, match="no answer"):
+            await line.writes.now("drive", "speed", 5)
+        assert line.events == []
+
+    asyncio.run(scenario())
+
+
 def test_a_flood_is_bounded_and_does_not_fill_the_spool_with_events(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with bench() as line:
