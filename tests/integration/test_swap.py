@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,7 +23,7 @@ from gateway.infer.swap import Swapper
 from sdk.bundle import generate_key, pack
 from tests.integration.swap_parts import WORKER
 from tests.unit import bundles
-from tests.unit.engines import Events
+from tests.unit.engines import Events, Killer
 
 QUICK = Wish(trial_s=0.5)
 WATCHED = Wish(trial_s=60.0)
@@ -312,8 +310,9 @@ def test_models_that_share_workers_are_swapped_one_by_one_and_so_are_standbys(tm
             while (await it.more(1)).bundle == it.answers[0].bundle:
                 pass
             have = len(it.answers)
+            kill = Killer(it.engine)
             for _ in range(3):  # whoever takes over has the new one, too
-                os.kill(it.engine.status().pid, signal.SIGKILL)
+                await kill()
                 await it.more(30)
             assert {answer.bundle for answer in it.answers[have:]} == {it.answers[have].bundle}
             it.assert_whole(1.0, 2.0)

@@ -1,6 +1,8 @@
 """An engine under supervision for the length of a block, and what it notified."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -44,3 +46,17 @@ async def running(bundle: Path, **options: Any) -> AsyncIterator[tuple[Engine, E
         task = group.create_task(engine.supervise(), name="engine")
         yield engine, events
         task.cancel()
+
+
+class Killer:
+    """Ends the worker that serves, and each worker once: the state of one may lag behind its death."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._hit = {0}  # no worker, and for kill(2) the whole group
+
+    async def __call__(self, number: signal.Signals = signal.SIGKILL) -> None:
+        while (pid := self._engine.status().pid) in self._hit:
+            await asyncio.sleep(0.005)
+        self._hit.add(pid)
+        os.kill(pid, number)
