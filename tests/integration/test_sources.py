@@ -10,7 +10,7 @@ import pytest
 from gateway.__main__ import main
 from gateway.contract import SourceState
 from tests.integration.harness import daemon, stored
-from tests.unit.modbus_bus import SDM120, Bus, floats
+from sdk.simulated_bus import SDM120, Bus, floats
 from tests.unit.test_text import Sensor
 
 HEAD = '[gateway]\nid = "g"\ndata_dir = "data"\n'

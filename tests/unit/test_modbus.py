@@ -22,7 +22,7 @@ from gateway.errors import SourceError
 from gateway.source_tables import ModbusDevice
 from gateway.source_tables import ModbusSource as Table
 from gateway.writes import Writes
-from tests.unit.modbus_bus import SDM120, Bus, floats
+from sdk.simulated_bus import SDM120, Bus, floats
 from tests.unit.sinks import Collector
 
 METER = floats(SDM120)

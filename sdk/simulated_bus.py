@@ -13,7 +13,7 @@ from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusSerialServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from tests.unit.cable import Cable
+from sdk.cable import Cable
 
 REGISTERS = 512
 SDM120 = {0: 230.5, 6: 1.5, 12: 345.0, 18: 346.0, 24: -12.5, 30: 0.75, 70: 50.0, 72: 1234.5, 74: 0.5, 342: 1235.0}
