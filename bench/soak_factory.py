@@ -81,7 +81,7 @@ CONFIG = """
 id = "soak"
 data_dir = "data"
 [store]
-max_mib = 24
+max_mib = 8
 pictures_max_mib = 4
 [trust]
 keys = ["{keys}"]
