@@ -9,8 +9,8 @@ import pytest
 
 from gateway.__main__ import main
 from gateway.contract import SourceState
-from tests.integration.harness import daemon, stored
 from sdk.simulated_bus import SDM120, Bus, floats
+from tests.integration.harness import daemon, stored
 from tests.unit.test_text import Sensor
 
 HEAD = '[gateway]\nid = "g"\ndata_dir = "data"\n'
