@@ -39,7 +39,7 @@ column says in our words what is asked; the specification's own text is found th
 | device | `inference/<pipeline>/label`, `.../score` | what the model says, null until it has said something |
 | device | `Source/state` | `ok` or `silent`; lost and failing devices are dead (DDEATH) |
 
-Values of a silent source have the property `Quality` 500 (stale). With `uplink.live.primary_host` everything waits for
+Values of a silent source, and of a Modbus device that answers no more, have the property `Quality` 500 (stale). With `uplink.live.primary_host` everything waits for
 that host's STATE; with `uplink.live.flush_historical` what was missed follows the births, one reading an interval and
 stream, as historical metrics. Commands to a device are checked against its birth and refused (event `command.refused`)
 unless its source takes writes: nodes and Modbus devices do.

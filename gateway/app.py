@@ -35,6 +35,7 @@ from gateway.contract import (
     Severity,
     Source,
     SourceState,
+    SourceStatus,
     Stamp,
     StreamStatus,
     UplinkStatus,
@@ -56,6 +57,7 @@ from gateway.taps import Runner, Taps
 from gateway.writes import Writes
 
 log = logging.getLogger("octogate")
+_MAY_BE_OLD = (SourceState.SILENT, SourceState.LOST, SourceState.FAILING)
 _LEVEL = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ALARM: logging.ERROR}
 NEWEST_EVENTS = 50
 LEAVE_S = 0.5  # a disk that takes longer does not hold up an end
@@ -245,7 +247,8 @@ class App:
         """Something happened to a source: the live plane is told how it is now."""
         source = next(source for source in self._sources if source.name == name)
         for uplink in self._uplinks:
-            uplink.source(name, source.status().state)
+            status = source.status()
+            uplink.source(name, status.state, status.stale)
 
     def _inferred(self, inference: Inference, frame: Frame | None) -> None:
         self.spool.append_row(inference.pipeline, BatchKind.INFERENCES, _encode(inference))
@@ -319,20 +322,22 @@ class App:
 
     def status(self) -> GatewayStatus:
         uplinks = tuple(uplink.status() for uplink in self._uplinks)
+        sources = {source.name: source.status() for source in self._sources}
         allow_unsigned = self.config.trust.allow_unsigned
         return GatewayStatus(
             gateway=self.config.gateway.id,
             version=gateway.__version__,
             boot=self.clock.boot,
             process=self._process(),
-            sources=tuple(source.status() for source in self._sources),
-            streams=tuple(self._stream(name, seq) for name, seq in sorted(self.spool.next_seq().items())),
+            sources=tuple(sources.values()),
+            streams=tuple(self._stream(name, seq, sources) for name, seq in sorted(self.spool.next_seq().items())),
             models=tuple(engine.status() for engine in self._engines.values()),
             pipelines=tuple(pipeline.status() for pipeline in self._pipelines.all),
             spool=self.spool.status(),
             uplink=uplinks[0] if uplinks else UplinkStatus("off", "", 0, 0, 0, 0, 0),
             uplinks=uplinks,
             events=tuple(self._events),
+            pictures={name: frame.seq for name, frame in self._frames.items()},
             warnings=("trust.allow_unsigned is on: unsigned models are run",) if allow_unsigned else (),
         )
 
@@ -348,14 +353,16 @@ class App:
         frame = self._frames[name]
         return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
 
-    def _stream(self, name: str, next_seq: int) -> StreamStatus:
+    def _stream(self, name: str, next_seq: int, sources: Mapping[str, SourceStatus]) -> StreamStatus:
         confirmed = self.spool.delivered(name)
         kind = self.spool.kind(name)
         if (sample := self._newest.get(name)) is None:
             return StreamStatus(name, kind, next_seq, confirmed)
         units = {channel.name: channel.unit for channel in sample.schema.channels}
         values = {name: value for name, value in sample.newest().items() if math.isfinite(value)}  # JSON has no NaN
-        return StreamStatus(name, kind, next_seq, confirmed, values, units)
+        source = sources[sample.stream.partition("/")[0]]
+        stale = source.state in _MAY_BE_OLD or name in source.stale
+        return StreamStatus(name, kind, next_seq, confirmed, values, units, stale)
 
     def _process(self) -> ProcessStatus:
         with open("/proc/self/statm") as file:

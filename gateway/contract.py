@@ -278,6 +278,7 @@ class SourceStatus(msgspec.Struct, frozen=True):
     bad: int = 0  # frames of bytes refused (checksum, length, type)
     resent: int = 0  # frames that came again and were already taken
     gaps: int = 0  # times a frame was missing and was asked for again
+    stale: tuple[str, ...] = ()  # its streams that get no readings although others do: a dead device on a bus
     bad_lines: tuple[str, ...] = ()  # of a sensor that sends text: the newest that could not be used, and why
 
 
@@ -288,6 +289,7 @@ class StreamStatus(msgspec.Struct, frozen=True):
     delivered_seq: int  # the consumer's committed watermark
     values: dict[str, float] = {}  # newest reading by channel
     units: dict[str, str] = {}
+    stale: bool = False  # who gives it is silent, lost or failing: the values may be old
 
 
 class BreakerStatus(msgspec.Struct, frozen=True):
@@ -390,4 +392,5 @@ class GatewayStatus(msgspec.Struct, frozen=True):
     uplink: UplinkStatus
     events: tuple[Event, ...]  # the newest, newest first
     uplinks: tuple[UplinkStatus, ...] = ()  # all of them; `uplink` is the first
+    pictures: dict[str, int] = {}  # number of the newest by camera; one on a node is `<source>/<camera>`
     warnings: tuple[str, ...] = ()  # unsafe settings that are on, for example allow_unsigned

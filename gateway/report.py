@@ -28,7 +28,7 @@ def status_text(status: GatewayStatus) -> str:
             str(s.next_seq),
             str(s.delivered_seq),
             str(s.next_seq - s.delivered_seq),
-            _values(s.values, s.units),
+            _values(s.values, s.units) + ("  (stale)" if s.stale else ""),
         )
         for s in status.streams
     ]

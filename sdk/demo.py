@@ -1,7 +1,8 @@
 """The demo: a small factory without hardware, a broker that goes away, and the proof that nothing was lost.
 
-A node (MicroPython, the project's firmware) and a camera feed the gateway; an embedded broker carries what it sends to
-a consumer. The broker is taken away for some seconds. At the end every reading is compared with what the node sent.
+A node (MicroPython, the project's firmware), a camera and a simulated bus with two meters feed the gateway; an embedded
+broker carries what it sends to a consumer. A meter dies and comes back, the broker is taken away for some seconds, the node is
+unplugged. At the end every reading is compared with what the node sent.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ from gateway.config import load
 from gateway.contract import EVENTS_STREAM, BatchKind, GatewayStatus, Schema
 from gateway.errors import OctogateError
 from sdk import demo_factory as factory
+from sdk import demo_meter
 from sdk.demo_data import DemoData, prepare
 from sdk.demo_screen import Screen, plain_screen, record, rich_screen, show_summary
 from sdk.demo_summary import Summary, audit, count, delivered_rows, recording, summarise
 from sdk.demo_view import Moment, View
 from sdk.ingest import Ingest
+from sdk.simulated_bus import Bus
 
 STREAM = "press-4/power"
 LOOK_S = 0.25  # between two looks at the gateway
@@ -59,6 +62,7 @@ class Factory:
     broker: factory.Broker
     gateway: factory.Gateway
     ingest: Ingest
+    bus: Bus
     seconds: float | None
     stop: asyncio.Event
     phase: str = "running"
@@ -175,12 +179,13 @@ async def _factory(options: Options, data: DemoData) -> AsyncIterator[tuple[Fact
     async with (
         factory.Broker(broker_port).running() as broker,
         node,
+        demo_meter.meters(folder) as bus,
         Ingest.open(folder / "consumer.db", factory.LOOPBACK, broker_port) as ingest,
         factory.Gateway(config, control, log).running() as gateway,
     ):
         url = f"http://{factory.LOOPBACK}:{panel_port}"
         _say(f"running; the page is on {url}, the gateway's log is {log}")
-        yield Factory(node, broker, gateway, ingest, options.seconds, stop), View(url, f"node: {kind}", STREAM)
+        yield Factory(node, broker, gateway, ingest, bus, options.seconds, stop), View(url, f"node: {kind}", STREAM)
 
 
 def _write_config(folder: Path, data: DemoData, broker_port: int, panel_port: int) -> Path:
@@ -195,6 +200,7 @@ def _write_config(folder: Path, data: DemoData, broker_port: int, panel_port: in
     example = factory.EXAMPLE
     path = folder / "gateway.toml"
     path.write_text(factory.configured(example.read_text(), example.parent, overrides))
+    demo_meter.add_to_config(path)
     load(path)
     return path
 
@@ -204,6 +210,7 @@ async def _live(running: Factory, view: View, show: Screen, options: Options) ->
     picture = options.picture
     async with asyncio.TaskGroup() as tasks:
         outages = tasks.create_task(_outages(running), name="outages")
+        troubles = tasks.create_task(_troubles(running), name="troubles")
         while not running.stop.is_set() and running.elapsed_s < (running.seconds or float("inf")):
             moment = await running.look()
             view.update(moment)
@@ -214,6 +221,7 @@ async def _live(running: Factory, view: View, show: Screen, options: Options) ->
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(running.stop.wait(), LOOK_S)
         outages.cancel()
+        troubles.cancel()
 
 
 async def _outages(running: Factory) -> None:
@@ -229,6 +237,13 @@ async def _outages(running: Factory) -> None:
         running.phase = "running"
 
 
+async def _troubles(running: Factory) -> None:
+    def say(phase: str) -> None:
+        running.phase = phase
+
+    await demo_meter.troubles(running.bus, running.node, running.seconds, say)
+
+
 def _plan(seconds: float | None) -> Iterator[tuple[float, float]]:
     """Pauses and lengths of the outages, seconds."""
     if seconds is not None:
@@ -242,6 +257,7 @@ async def _drain(running: Factory, view: View, show: Screen) -> GatewayStatus:
     """The node stops; what it sent is stored and delivered. Gives up after PATIENCE_S; a second Ctrl-C at once."""
     running.stop.clear()
     running.phase = "the node has stopped, the rest is delivered"
+    running.node.replug()
     running.node.halt()
     await running.broker.bring_back()
     deadline = time.monotonic() + PATIENCE_S

@@ -133,9 +133,10 @@ class View:
         for stream in sorted(streams, key=lambda s: not s.values):
             rate = self._rates.get(stream.name, (0.0, 0, 0.0))[2]
             speed = f"{rate:.0f}/s" if rate >= 10 else f"{rate:.1f}/s"
-            lines.append(_line(Text(stream.name, "bold"), Text(f"{speed:>7} {stream.next_seq:>8,}"), width))
+            name = Text.assemble((stream.name, "bold"), (" stale" if stream.stale else "", "yellow"))
+            lines.append(_line(name, Text(f"{speed:>7} {stream.next_seq:>8,}"), width))
             for channel, value in stream.values.items():
-                reading = f" {channel:<8.8} {_number(value):>7} {stream.units.get(channel, ''):<3.3}"
+                reading = f" {channel:<8.8} {_number(value):>7} {stream.units.get(channel, ''):<4.4}"
                 line = sparkline(self._values.get(f"{stream.name} {channel}", ()), max(4, width - len(reading)))
                 lines.append(Text.assemble(reading, (line, "cyan")))
         return Group(*_clipped(lines))

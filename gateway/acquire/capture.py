@@ -219,10 +219,7 @@ class Capture:
         if self.format.code == v4l2.YUYV:
             size = self.format.stride * self.format.height
             return size if buffer.used >= size else 0
-        if mapped[:2] != _SOI:
-            return 0
-        end = mapped.rfind(_EOI, 2, buffer.used)  # drivers pad behind it
-        return end + 2 if end >= 0 else 0
+        return whole_jpeg(mapped, buffer.used)
 
     def _take(self, buffer: Buffer, size: int, at_ns: int) -> None:
         if self._picture is not None:
@@ -251,3 +248,11 @@ class Capture:
             f"{self._device.path} went away: {reason}", hint="it is opened again when it is back under this name"
         )
         self.poke()
+
+
+def whole_jpeg(mapped: mmap.mmap, used: int) -> int:
+    """Bytes of the JPEG that begins in a buffer of which `used` are filled, from SOI to EOI; 0 when it has not both."""
+    if mapped[:2] != _SOI:
+        return 0
+    end = mapped.rfind(_EOI, 2, used)  # drivers pad behind it
+    return end + 2 if end >= 0 else 0

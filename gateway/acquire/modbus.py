@@ -94,7 +94,10 @@ class ModbusSource:
 
     def status(self) -> SourceStatus:
         health = self._health
-        return SourceStatus(self.name, self.kind, health.state, health.detail, readings=self._readings, bad=self._bad)
+        stale = tuple(device.stream for device in self._devices.values() if device.trouble)
+        return SourceStatus(
+            self.name, self.kind, health.state, health.detail, readings=self._readings, bad=self._bad, stale=stale
+        )
 
     async def write(self, metric: str, value: bool | int | float | str) -> None:
         """Set `<device>/<channel>`; returns when the device has confirmed it.

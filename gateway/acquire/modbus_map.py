@@ -17,6 +17,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway import ucum
 from gateway.contract import Channel, Schema
 from gateway.errors import ConfigError, SourceError
 from gateway.tables import Table
@@ -220,6 +221,8 @@ def _checked(table: MapTable) -> MapTable:
         if channel.name in seen:
             raise ValueError(f"{where} is there twice")
         seen.add(channel.name)
+        if wrong := ucum.problem(channel.unit):
+            raise ValueError(f"{where}: {wrong}")
         if channel.table in _BITS and (channel.type, channel.width, channel.bit) != ("u16", 1, 0):
             raise ValueError(f"{where}: a {channel.table} is one bit: leave type, bit and width out")
         if channel.type == "bits" and channel.bit + channel.width > 16:

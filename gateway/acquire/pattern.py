@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator
 
 import msgspec
 
+from gateway import ucum
 from gateway.contract import Channel, Schema
 from gateway.errors import ConfigError
 
@@ -34,7 +35,7 @@ Match = dict[str, Value]
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,47}")
 _UNIT = re.compile(r"[^,:\x00-\x20\x7f]{0,32}")
-_PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*\}|[ \t]+|[{}]|[^{} \t]+")
+_PIECES = re.compile(r"\{\{|\}\}|\{[^{}]*(?:\{[^{}]*\}[^{}]*)?\}|[ \t]+|[{}]|[^{} \t]+")
 # bounded and without nested repeats, so matching one is linear
 _FLOAT = re.compile(r"[ \t]*([+-]?)[ \t]*([0-9]{1,32}(?:\.[0-9]{0,32})?|\.[0-9]{1,32})((?:[eE][+-]?[0-9]{1,3})?)")
 _INT = re.compile(r"[ \t]*([+-]?)[ \t]*([0-9]{1,19})(?![0-9])")
@@ -171,6 +172,8 @@ def _field(inside: str, where: str) -> _Step:
         raise ConfigError(
             f"{where}: '{unit}' is no unit here", hint="UCUM without spaces, colons and commas; of numbers"
         )
+    if wrong := ucum.problem(unit):
+        raise ConfigError(f"{where}: {wrong}", hint="what is no unit stands in braces: {n:int {parts}}")
     return _Step(kind, name, "deg" if kind == "angle" and not unit else unit)
 
 

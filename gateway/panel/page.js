@@ -145,12 +145,13 @@ function showStreams(s, now) {
   const streams = [...s.streams].sort((a, b) => Object.keys(b.values ?? {}).length - Object.keys(a.values ?? {}).length);
   keep($("streams"), streams, (x) => x.name, () => {
     const node = headed("stream");
-    node.state.remove();
     node.channels = node.appendChild(el("div", "channels"));
     return node;
   }, (node, x) => {
     const waiting = x.next_seq - x.delivered_seq;
     say(node.heading, x.name);
+    node.state.hidden = !x.stale;
+    chip(node.state, x.stale ? "stale" : "", "warn");
     const speed = perSecond(rate("stream " + x.name, x.next_seq, now));
     say(node.end, `${speed}/s · ${whole(x.next_seq)} stored · ${s.uplink.state === "off" ? "no uplink" : waiting ? whole(waiting) + " waiting" : "all delivered"}`);
     node.end.className = "end small";
@@ -240,14 +241,21 @@ function showEvents(s) {
 
 // --- pictures ------------------------------------------------------------------------------------------------
 
+/** Every camera that has given a picture, and those that will: a camera on a node is `node/camera`. */
+function camerasOf(s) {
+  const states = new Map(s.sources.map((x) => [x.name, x.state]));
+  return Object.entries(s.pictures ?? {}).map(([name, seq]) => ({ name, seq, state: states.get(name.split("/")[0]) ?? "" }));
+}
+
 function makePicture(source) {
   const node = el("figure");
   node.image = el("img");
   node.image.alt = `newest picture of ${source.name}`;
   node.boxes = svg("svg", { "aria-hidden": "true" });
   node.caption = el("figcaption", "small");
+  node.away = el("p", "note");
   node.hidden = true;
-  node.append(el("div", "frame", node.image, node.boxes), node.caption);
+  node.append(el("div", "frame", node.image, node.boxes), node.caption, node.away);
   return node;
 }
 
@@ -272,7 +280,8 @@ function drawBoxes(node, found) {
 }
 
 async function loadPicture(node, source) {
-  if (node.busy || node.frames === source.frames) return;
+  say(node.away, source.state === "ok" ? "" : `${source.name} is ${source.state}: this picture may be old`);
+  if (node.busy || node.seq === source.seq) return;
   node.busy = true;
   try {
     const base = `api/sources/${encodeURIComponent(source.name)}`;
@@ -286,7 +295,7 @@ async function loadPicture(node, source) {
       node.image.src = next.src;
       await node.image.decode();
     }
-    Object.assign(node, { seq, frames: source.frames, hidden: false });
+    Object.assign(node, { seq, hidden: false });
     $("pictures-card").hidden = false;
     node.found = inference?.result.detections ?? [];
     drawBoxes(node, node.found);
@@ -301,8 +310,9 @@ async function loadPicture(node, source) {
 }
 
 function showPictures(s) {
-  keep($("pictures"), s.sources.filter((x) => isCamera(x) && x.frames > 0), (x) => x.name, makePicture, (node, x) => void loadPicture(node, x));
-  $("pictures-card").hidden ||= !s.sources.some(isCamera);
+  const cameras = camerasOf(s);
+  keep($("pictures"), cameras, (x) => x.name, makePicture, (node, x) => void loadPicture(node, x));
+  $("pictures-card").hidden ||= !cameras.length;
 }
 addEventListener("resize", () => { for (const node of $("pictures").children) drawBoxes(node, node.found ?? []); });
 

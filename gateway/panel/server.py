@@ -218,7 +218,8 @@ async def _pipeline(request: web.Request) -> web.StreamResponse:
 async def _newest_picture(request: web.Request, seq: int | None = None) -> Picture:
     name = request.match_info["name"]
     daemon = request.app[DAEMON]
-    if all(source.name != name for source in (await daemon.status()).sources):
+    status = await daemon.status()
+    if name not in status.pictures and all(source.name != name for source in status.sources):
         raise web.HTTPNotFound(text=f"there is no source '{name}'")
     try:
         picture = await daemon.picture(name, seq)

@@ -9,7 +9,7 @@ test holds which statement of the specification.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -187,12 +187,15 @@ class Live:
             self._history.inference(device, inference)
         self._alive(tags)
 
-    def source(self, name: str, state: SourceState) -> None:
-        """A source is in this state (perhaps still)."""
+    def source(self, name: str, state: SourceState, stale: Sequence[str] = ()) -> None:
+        """A source is in this state (perhaps still); of its streams, `stale` get no readings although others do."""
         tags = self._devices[name]
-        if tags.state is state:
+        of_streams = frozenset(stream.partition("/")[2] for stream in stale)
+        if (tags.state, tags.stale_streams) == (state, of_streams):
             return
-        tags.turn(state)
+        tags.stale_streams = of_streams
+        if tags.state is not state:
+            tags.turn(state)
         if tags.born and state in GONE:
             tags.born = False
             self._send("DDEATH", [], name)

@@ -40,6 +40,7 @@ class Tags:
         born: a birth of this session has announced `tags` as they are, up to `grown`.
         grown: there are metrics that no birth has announced yet, or of another datatype.
         stale: values may be old; the state of the source itself is not.
+        stale_streams: those (without the source's name) whose values may be old although others of the source are not.
         samples: the newest of each stream that has news; taken apart when it is time to report, not before.
 
     Args:
@@ -53,6 +54,7 @@ class Tags:
         self._clock = clock
         self.tags: dict[str, Tag] = {}
         self.born = self.grown = self.stale = False
+        self.stale_streams: frozenset[str] = frozenset()
         self.state = SourceState.STARTING
         self.samples: dict[str, Sample] = {}
         if device:
@@ -129,7 +131,8 @@ class Tags:
         return next((tag for tag in self.tags.values() if tag.alias == alias), None)
 
     def _quality(self, tag: Tag) -> int:
-        return STALE if self.stale and tag.name != SOURCE_STATE else GOOD
+        old = tag.name.rpartition("/")[0] in self.stale_streams if self.stale_streams else False
+        return STALE if old or (self.stale and tag.name != SOURCE_STATE) else GOOD
 
 
 def _age(tag: Tag) -> int:

@@ -105,10 +105,10 @@ class Uplink:
         if self._live is not None:
             self._live.inference(inference)
 
-    def source(self, name: str, state: SourceState) -> None:
-        """A source is in this state."""
+    def source(self, name: str, state: SourceState, stale: Sequence[str] = ()) -> None:
+        """A source is in this state; of its streams, `stale` get no readings although others do."""
         if self._live is not None:
-            self._live.source(name, state)
+            self._live.source(name, state, stale)
 
     def event(self, event: Event) -> None:
         if self._live is not None:

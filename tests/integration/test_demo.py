@@ -53,6 +53,10 @@ def test_twenty_seconds_with_an_outage_lose_nothing(tmp_path: Path) -> None:
         assert result["gateway_status"] == 0
         assert set(result["models_ms"]) == {"machine-state", "detect"}
         assert "the broker is away" in said
+        assert "the meter 'oven' is dead" in said and "the node is unplugged" in said
+        log = (tmp_path / "demo" / "gateway.log").read_text()
+        for name in ("device.silent", "source.lost"):
+            assert f"{name} raised: " in log and f"{name} cleared: " in log
         assert said.count(" sent ") >= 18  # a line a second
 
     asyncio.run(scenario())

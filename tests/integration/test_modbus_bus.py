@@ -10,7 +10,7 @@ from gateway.acquire.modbus_map import load_map
 from gateway.clock import Clock
 from gateway.source_tables import ModbusDevice
 from gateway.source_tables import ModbusSource as Table
-from tests.unit.modbus_bus import SDM120, Bus, floats
+from sdk.simulated_bus import SDM120, Bus, floats
 from tests.unit.sinks import Collector
 
 UNITS = range(1, 33)

@@ -18,10 +18,10 @@ import pytest
 from gateway.contract import SourceState, Stamp
 from gateway.recording import FRAME, GONE, HEARD, SAID, FrameHead, Reading, frame_body
 from gateway.store.columns import Codec, expand
+from sdk.simulated_bus import SDM120, Bus, floats
 from tests.integration.harness import MODELS, ROOT, Daemon, config, daemon, node, until
 from tests.integration.test_faults import STATE_MODEL, inferences, machine, readings
 from tests.integration.test_sources import HEAD, MODBUS
-from tests.unit.modbus_bus import SDM120, Bus, floats
 from tests.unit.recordings import BEGIN_NS, at, meta, write
 
 RULE = """

@@ -9,8 +9,8 @@ import pytest
 
 from gateway.__main__ import main
 from gateway.contract import SourceState
+from sdk.simulated_bus import SDM120, Bus, floats
 from tests.integration.harness import daemon, stored
-from tests.unit.modbus_bus import SDM120, Bus, floats
 from tests.unit.test_text import Sensor
 
 HEAD = '[gateway]\nid = "g"\ndata_dir = "data"\n'
@@ -45,14 +45,20 @@ def test_a_bus_with_a_dead_device(tmp_path: Path) -> None:
             [source] = status.sources
             assert source.state is SourceState.OK and source.detail.endswith("not: dead")
             [stream] = [stream for stream in status.streams if stream.name == "bus/meter"]
-            assert stream.values["power"] == 345.0 and stream.units["power"] == "W"
+            assert stream.values["power"] == 345.0 and stream.units["power"] == "W" and not stream.stale
             bus.cable.unplug()
-            await made.until(lambda s: s.sources[0].state is SourceState.LOST, "the adapter gone")
+            status = await made.until(lambda s: s.sources[0].state is SourceState.LOST, "the adapter gone")
+            assert [s.stale for s in status.streams if s.name == "bus/meter"] == [True]
             bus.cable.plug()
+            bus.dead.clear()
+            await made.until(lambda s: [x.stale for x in s.streams if x.name == "bus/dead"] == [False], "it lives")
+            bus.dead.add(2)
+            await made.until(lambda s: [x.name for x in s.streams if x.stale] == ["bus/dead"], "a dead device's values")
             taken = (await made.until(lambda s: s.sources[0].state is SourceState.OK, "it is back")).sources[0].readings
             status = await made.until(lambda s: s.sources[0].readings > taken + 5, "more readings")
             assert await made.end() == 0
-            assert stored(made.spool)["bus/meter"] >= status.sources[0].readings
+            on_disk = stored(made.spool)
+            assert on_disk["bus/meter"] + on_disk["bus/dead"] >= status.sources[0].readings
 
     asyncio.run(story())
 

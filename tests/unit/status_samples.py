@@ -88,6 +88,7 @@ def status(
         gateway="line-1",
         version="0.1.0",
         boot="b0071d",
+        pictures={"dock-cam": int(seconds * 2), "arm/top": 3},
         process=ProcessStatus(4711, seconds, seconds * 0.02, 27 << 20),
         sources=(
             SourceStatus("press-4", "node", source, "octogate node 1, MicroPython 1.28", readings, resent=3, gaps=1),

@@ -122,6 +122,26 @@ def test_a_silent_source_stays_born_with_stale_values(tmp_path: Path) -> None:
     played(scenario)
 
 
+def test_of_a_source_with_one_dead_device_only_its_values_are_stale(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        bench = Bench(tmp_path)
+        bench.born()
+        for state, stale in ((SourceState.OK, ["press/other"]), (SourceState.OK, ["press/power"])):
+            bench.live.source("press", state, stale)
+        await bench.link.until(lambda: len(bench.link.told) == 1)
+        (told,) = bench.link.take()
+        assert told.kind == "DDATA" and [m.properties.get("Quality") for m in told.metrics] == [(3, 500)] * 2
+        bench.ncmd(REBIRTH)
+        birth = bench.link.take()[1]
+        assert birth.metric("power/count").properties["Quality"] == (3, 500)
+        assert "Quality" not in birth.metric("Source/state").properties
+        bench.live.source("press", SourceState.OK)
+        await bench.link.until(lambda: len(bench.link.told) == 1)
+        assert [m.properties.get("Quality") for m in bench.link.told[0].metrics] == [(3, 192)] * 2
+
+    played(scenario)
+
+
 def test_a_stream_that_is_new_or_has_other_channels_brings_a_new_birth_of_its_device(tmp_path: Path) -> None:
     async def scenario() -> None:
         bench = Bench(tmp_path)

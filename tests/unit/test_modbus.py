@@ -22,7 +22,7 @@ from gateway.errors import SourceError
 from gateway.source_tables import ModbusDevice
 from gateway.source_tables import ModbusSource as Table
 from gateway.writes import Writes
-from tests.unit.modbus_bus import SDM120, Bus, floats
+from sdk.simulated_bus import SDM120, Bus, floats
 from tests.unit.sinks import Collector
 
 METER = floats(SDM120)
@@ -73,10 +73,12 @@ def test_a_silent_device_is_an_event_and_the_others_go_on(tmp_path: Path) -> Non
                 )
                 assert made.status().detail == "1 of 2 devices give readings; not: b"
                 assert made.status().state is SourceState.OK
+                assert made.status().stale == ("bus/b",)
                 await sink.has(len(sink.samples_of("bus/a")) + 5, "bus/a")
                 bus.dead.clear()
                 await sink.saw("device.silent", "cleared")
                 assert made.status().detail == "2 of 2 devices give readings"
+                assert made.status().stale == ()
 
     asyncio.run(story())
 

@@ -44,7 +44,7 @@ class FakeDaemon:
 
     def picture(self, args: Mapping[str, Any]) -> dict[str, Any]:
         self.asked.append("picture")
-        if args["source"] != "dock-cam":
+        if args["source"] not in ("dock-cam", "arm/top"):
             raise ControlError("no picture of that yet")
         self.seq += 1
         return {
@@ -142,6 +142,7 @@ def test_the_picture_that_was_annotated_is_the_one_that_is_given(
         assert same.headers["ETag"] == '"11"'
         again = await client.get("/api/sources/dock-cam/picture", params={"seq": 11}, headers={"If-None-Match": '"11"'})
         assert (again.status, await again.read()) == (304, b"")
+        assert (await client.get("/api/sources/arm%2Ftop/picture")).status == 200  # a camera on a node
         for gone in ("press-4/picture", "nobody/picture", "dock-cam/picture?seq=3"):
             answer = await client.get(f"/api/sources/{gone}")
             assert answer.status == 404

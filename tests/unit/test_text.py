@@ -18,7 +18,7 @@ from gateway.errors import ConfigError
 from gateway.report import status_text
 from gateway.source_tables import TextLine
 from gateway.source_tables import TextSource as Table
-from tests.unit.cable import Cable
+from sdk.cable import Cable
 from tests.unit.sinks import Collector
 from tests.unit.status_samples import status
 

@@ -24,6 +24,10 @@ class Cable:
         self._loop.add_reader(self._far[0], self._to_near)
         self.plug()
 
+    @property
+    def plugged(self) -> bool:
+        return self._near is not None
+
     def plug(self) -> None:
         self._near = near = os.openpty()
         for fd in near:

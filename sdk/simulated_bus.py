@@ -13,7 +13,7 @@ from pymodbus.constants import ExcCodes
 from pymodbus.server import ModbusSerialServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from tests.unit.cable import Cable
+from sdk.cable import Cable
 
 REGISTERS = 512
 SDM120 = {0: 230.5, 6: 1.5, 12: 345.0, 18: 346.0, 24: -12.5, 30: 0.75, 70: 50.0, 72: 1234.5, 74: 0.5, 342: 1235.0}
@@ -36,6 +36,7 @@ class Bus:
     Attributes:
         dead: units that do not answer; may change at any time.
         slow: how long a unit thinks, seconds.
+        shows: registers that a unit shall show from now on; taken when it is asked next.
         asked: how often each unit was asked for something.
     """
 
@@ -44,6 +45,7 @@ class Bus:
         self._registers = registers
         self.dead: set[int] = set()
         self.slow: dict[int, float] = {}
+        self.shows: dict[int, list[int]] = {}
         self.asked: dict[int, int] = {}
         self.garble: set[int] = set()  # units whose answers lose their last byte
 
@@ -63,8 +65,9 @@ class Bus:
         self.cable.close()
 
     def _device(self, unit: int, values: list[int]) -> SimDevice:
-        async def think(*_: Any) -> ExcCodes | None:
+        async def think(_function: int, _start: int, _at: int, _count: int, now: list[int], *_: Any) -> ExcCodes | None:
             self.asked[unit] = self.asked.get(unit, 0) + 1
+            now[:] = self.shows.pop(unit, now)
             if unit in self.slow:
                 await asyncio.sleep(self.slow[unit])
             return None
