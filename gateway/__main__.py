@@ -103,6 +103,7 @@ def _add_others(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    gc.disable()  # what is loaded stays: until `_settle` there is nothing to find
     from gateway.sync.desired import Desired
 
     desired = Desired(args.config)
@@ -128,6 +129,7 @@ def _run(args: argparse.Namespace) -> int:
         with desired.guard():
             asyncio.run(until_signalled())
     finally:
+        gc.enable()
         if desired.again and not told_to_end:  # the same process with the same command line, from the start
             logging.info("starting again")
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -138,6 +140,7 @@ def _settle(path: Path) -> None:
     """Everything runs: what was made so far stays, so the collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     logging.info("running: %s", path)
 
 

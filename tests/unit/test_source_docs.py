@@ -87,7 +87,7 @@ def test_a_wrong_bus_is_named(tmp_path: Path, old: str, new: str, says: str) -> 
         load(write(tmp_path, bus.replace(old, new)))
 
 
-def test_without_a_bus_nothing_of_modbus_is_imported() -> None:
+def test_without_a_bus_and_a_model_nothing_of_them_is_imported() -> None:
     code = "import sys, gateway.app, gateway.sources; print(' '.join(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert "gateway.sources" in loaded.split()
@@ -98,6 +98,9 @@ def test_without_a_bus_nothing_of_modbus_is_imported() -> None:
         "gateway.acquire.text",
         "gateway.plugins",
         "importlib.metadata",
+        "gateway.inference",
+        "gateway.infer.engine",
+        "gateway.infer.manifest",
     )
     assert [name for name in loaded.split() if name.startswith(heavy)] == []
 
