@@ -22,7 +22,7 @@ import msgspec
 from gateway.acquire import videowire
 from gateway.acquire.states import Health, Silent, Unfit, keep_open
 from gateway.acquire.videowire import SLOTS, Kind, Setup, Told
-from gateway.child import Child, python_env, python_module
+from gateway.child import Child, TalkingChild, python_env, python_module
 from gateway.clock import Clock
 from gateway.contract import Frame, Sink, SourceState, SourceStatus
 from gateway.errors import SourceError
@@ -129,17 +129,17 @@ class VideoSource:
             self._frames += 1
 
 
-class VideoProcess:
+class VideoProcess(TalkingChild):
     """The child and its shared memory; started on entry, killed on exit."""
 
     def __init__(self, argv: Sequence[str], setup: Setup) -> None:
+        super().__init__(_GONE_S)
         self._argv = list(argv)
         self._setup = setup
-        self._socket: socket.socket | None = None
+        self._packet = memoryview(bytearray(videowire.PACKET_MAX))
         self._waiting: deque[tuple[Told, bytes]] = deque(maxlen=_WAITING)
         self._waiter: asyncio.Future[None] | None = None
         self._why = ""
-        self.child = Child(())  # replaced at entry
 
     async def told(self) -> tuple[Told, bytes]:
         """The next packet, with the picture if it brings one.
@@ -149,7 +149,7 @@ class VideoProcess:
         """
         while not self._waiting:
             if self._socket is None:
-                await self._reaped()  # its exit status is worth a moment
+                await self.reaped()  # its exit status is worth a moment
                 said = self.child.tail().splitlines()
                 how = self._why or f"exit status {self.child.returncode}"
                 raise SourceError(f"the reader of the video ended: {how}" + (f": {said[-1][:300]}" if said else ""))
@@ -177,7 +177,6 @@ class VideoProcess:
                 capture_stderr=True,
             )
             self.child.start()
-            ours.setblocking(False)
             ours.send(msgspec.json.encode(setup))
         except OSError as error:
             ours.close()
@@ -185,49 +184,31 @@ class VideoProcess:
         finally:
             theirs.close()
             os.close(memory)
-        self._socket = ours
-        asyncio.get_running_loop().add_reader(ours, self._readable)
+        self.listen(ours)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
-        self._map.close()
-        self.child.kill()
         try:
-            await self._reaped()
-        except asyncio.CancelledError:  # the gateway stops just now: nothing may be left all the same
-            await self._reaped()
-            raise
-
-    async def _reaped(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.child.wait(), _GONE_S)
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+            await super().__aexit__(kind, error, trace)
+        finally:
+            self._map.close()
 
     def _readable(self) -> None:
-        assert self._socket is not None
-        try:
-            packet = self._socket.recv(videowire.PACKET_MAX)
-        except (BlockingIOError, ConnectionResetError):
-            # a reset is told once, when the child left slots unread; what it said last is still to be read
+        n = self._receive(self._packet)
+        if n is None:
             return
-        if packet:
+        if n:
             try:
-                told = videowire.unpack(packet, self._setup.slot_bytes)
+                told = videowire.unpack(bytes(self._packet[:n]), self._setup.slot_bytes)
             except videowire.Mismatch as error:
                 self._why = f"it sent {error}"
-                self._close()
+                self.close()
             else:
                 self._waiting.append((told, self._copied(told)))
         else:
-            self._close()
+            self.close()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
