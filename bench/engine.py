@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
@@ -42,6 +41,7 @@ from gateway.infer.process import ALLOCATOR
 from gateway.infer.recipe import Recipe
 from sdk.bundle import pack
 from tests.unit import bundles
+from tests.unit.engines import Killer
 
 READINGS = 256  # float32: 1 kB
 TARGETS_US = {"window 1 kB": 150.0, "JPEG 200 kB": 400.0}
@@ -131,7 +131,8 @@ async def measure(case: Case, runs: int, nice: int, block: int = 50) -> dict[str
                 at = time.perf_counter_ns()
                 bare.run()
                 alone.append(time.perf_counter_ns() - at)
-        back = [await killed(engine, case) for _ in range(5)]
+        kill = Killer(engine)
+        back = [await killed(engine, case, kill) for _ in range(5)]
         task.cancel()
     figures: dict[str, Any] = {"case": case.name, "backend": answer.backend, "runs": len(hop)}
     figures |= {"bytes": len(case.data), "nice": nice}
@@ -229,9 +230,9 @@ async def lag(lags: list[float]) -> None:
         lags.append(max(0.0, time.perf_counter() - at - 0.005))
 
 
-async def killed(engine: Engine, case: Case) -> float:
+async def killed(engine: Engine, case: Case, kill: Killer) -> float:
     """Seconds from SIGKILL of the worker to the next answer."""
-    os.kill(engine.status().pid, signal.SIGKILL)
+    await kill()
     started = time.perf_counter()
     await engine.run(case.data, case.media)
     return time.perf_counter() - started

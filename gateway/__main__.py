@@ -13,16 +13,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from gateway import __version__
-from gateway.camera_commands import add_commands as add_camera_commands
 from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
-from gateway.infer.bench_commands import add_commands as add_bench_commands
-from gateway.infer.bundle_commands import add_commands as add_bundle_commands
-from gateway.infer.swap_commands import add_commands as add_model_commands
-from gateway.shift_commands import add_commands as add_shift_commands
-from gateway.store.commands import add_commands
 
 OK, FAILED, MISUSED = 0, 1, 2  # exit statuses; 2 also for a config that cannot be used
 CHANGES, DOUBTFUL = 3, 4  # of plan
@@ -56,7 +51,8 @@ EPILOG = "A commented example of every setting is gateway/example.toml. Exit sta
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; its exit status."""
-    args = _parser().parse_args(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    args = _parser(alone=arguments[:1] == ["run"]).parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)-7s %(message)s", stream=sys.stderr)
     try:
         status: int = args.command(args)
@@ -69,7 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(*, alone: bool) -> argparse.ArgumentParser:
+    """Of all commands, or `alone` of those here: a gateway that starts waits for no module of the others."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser("octogate", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
     parser.add_argument("--version", action="version", version=f"octogate {__version__}")
@@ -91,16 +88,22 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--json", action="store_true", help="as JSON instead of text")
         if name == "status":
             sub.add_argument("--wear", action="store_true", help="what the disk had to take, by day and stream")
-    add_commands(commands, EPILOG)
-    add_bench_commands(commands, EPILOG)
-    add_bundle_commands(commands, EPILOG)
-    add_camera_commands(commands, EPILOG)
-    add_model_commands(commands, EPILOG)
-    add_shift_commands(commands, EPILOG)
+    if not alone:
+        _add_others(commands)
     return parser
 
 
+def _add_others(commands: Any) -> None:
+    from gateway import camera_commands, shift_commands
+    from gateway.infer import bench_commands, bundle_commands, swap_commands
+    from gateway.store import commands as store_commands
+
+    for module in (store_commands, bench_commands, bundle_commands, camera_commands, swap_commands, shift_commands):
+        module.add_commands(commands, EPILOG)
+
+
 def _run(args: argparse.Namespace) -> int:
+    gc.disable()  # what is loaded stays: until `_settle` there is nothing to find
     from gateway.sync.desired import Desired
 
     desired = Desired(args.config)
@@ -126,6 +129,7 @@ def _run(args: argparse.Namespace) -> int:
         with desired.guard():
             asyncio.run(until_signalled())
     finally:
+        gc.enable()
         if desired.again and not told_to_end:  # the same process with the same command line, from the start
             logging.info("starting again")
             os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -136,6 +140,7 @@ def _settle(path: Path) -> None:
     """Everything runs: what was made so far stays, so the collector need not look at it again and again."""
     gc.collect()
     gc.freeze()
+    gc.enable()
     logging.info("running: %s", path)
 
 

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -41,9 +41,6 @@ from gateway.contract import (
     UplinkStatus,
 )  # fmt: skip
 from gateway.errors import ControlError, StoreError
-from gateway.infer.engine import Engine
-from gateway.infer.thumbnails import Thumbnails
-from gateway.inference import Models
 from gateway.panel import process as panel_process
 from gateway.pipelines import Pipelines
 from gateway.remote import Remote
@@ -54,7 +51,13 @@ from gateway.store.spool import Spool
 from gateway.sync.desired import Desired
 from gateway.sync.uplink import Uplink
 from gateway.taps import Runner, Taps
+from gateway.unmodelled import NoModels
 from gateway.writes import Writes
+
+if TYPE_CHECKING:
+    from gateway.infer.engine import Engine
+    from gateway.infer.thumbnails import Thumbnails
+    from gateway.inference import Models
 
 log = logging.getLogger("octogate")
 _MAY_BE_OLD = (SourceState.SILENT, SourceState.LOST, SourceState.FAILING)
@@ -123,7 +126,7 @@ class App:
     """What is running, and how it hangs together."""
 
     spool: Spool
-    models: Models
+    models: Models | NoModels
     _pipelines: Pipelines
 
     def __init__(self, config: Config, clock: Clock, sources: Runner) -> None:
@@ -171,14 +174,20 @@ class App:
             for table in config.uplink
         ]
         if any(table.pictures == "thumbnails" for table in config.uplink):
+            from gateway.infer.thumbnails import Thumbnails
+
             folder = config.data_dir
             notify = partial(self.notify, "pictures")
             self._thumbnails = Thumbnails(folder / "pictures", folder / "thumbnails", self._picture_kept, notify)
         self.spool.on_commit = self._committed
         self.spool.listening = lambda: any(uplink.up for uplink in self._uplinks)
 
-    def make_models(self) -> Models:
+    def make_models(self) -> Models | NoModels:
         """What computes; a replay has its own."""
+        if not self.config.model:
+            return NoModels()
+        from gateway.inference import Models
+
         return Models(self.config, self.announce)
 
     def start(self, tasks: asyncio.TaskGroup) -> None:

@@ -10,8 +10,10 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -208,3 +210,58 @@ class Child:
         asyncio.get_running_loop().remove_reader(self._stderr)
         self._process.stderr.close()
         self._stderr = -1
+
+
+class TalkingChild(ABC):
+    """A child at the other end of a SOCK_SEQPACKET pair: subclasses start it on entry; on exit it is killed and reaped.
+
+    Args:
+        gone_s: how long its end is waited for: one in an uninterruptible call may die late, or never.
+    """
+
+    def __init__(self, gone_s: float) -> None:
+        self._gone_s = gone_s
+        self._socket: socket.socket | None = None
+        self.child = Child(())  # replaced at entry
+
+    def listen(self, ours: socket.socket) -> None:
+        """From now on `_readable` is called for what it says."""
+        ours.setblocking(False)
+        self._socket = ours
+        asyncio.get_running_loop().add_reader(ours, self._readable)
+
+    def close(self) -> None:
+        """Hear nothing more of it; what it still says is lost."""
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket)
+            self._socket.close()
+            self._socket = None
+
+    async def reaped(self) -> None:
+        """Until it has ended, or is given up."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.child.wait(), self._gone_s)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+        self.child.kill()
+        try:
+            await self.reaped()
+        except asyncio.CancelledError:  # everything ends: what was killed is reaped all the same
+            await self.reaped()
+            raise
+
+    @abstractmethod
+    def _readable(self) -> None:
+        """Take one packet by `_receive`."""
+
+    def _receive(self, packet: memoryview) -> int | None:
+        """Bytes of its next packet; 0 when it has closed its side, None when there is none yet."""
+        assert self._socket is not None
+        try:
+            return self._socket.recv_into(packet)
+        except (BlockingIOError, ConnectionResetError):
+            # a reset is told once, before all else, when it ended with packets unread; what it said last is still to come
+            return None

@@ -13,7 +13,6 @@ import msgspec
 from gateway.command import ModelRollbackArgs, ModelSwap, ModelSwapArgs
 from gateway.config import Config
 from gateway.contract import Severity
-from gateway.errors import ControlError
 from gateway.infer.budget import Budget
 from gateway.infer.crew import Crew
 from gateway.infer.engine import Engine
@@ -23,6 +22,7 @@ from gateway.infer.placer import Placer
 from gateway.infer.shelf import Shelf, Wish
 from gateway.infer.swap import Swapper, opened
 from gateway.model_tables import ModelTable
+from gateway.unmodelled import unknown
 
 
 class Announce(Protocol):
@@ -99,7 +99,7 @@ class Models:
 
     def _of(self, name: object) -> Swapper:
         if not isinstance(name, str) or name not in self._swaps:
-            raise ControlError(f"no model {name!r}", hint=f"there are: {', '.join(self._swaps) or 'none'}")
+            raise unknown(name, self._swaps)
         return self._swaps[name]
 
     def _swapped(self, order: Order) -> None:

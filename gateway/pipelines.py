@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from gateway.clock import Clock
 from gateway.config import Config, NodeSource, PipelineTable
 from gateway.errors import ConfigError
-from gateway.infer.bundle import read_manifest
-from gateway.infer.manifest import Gfl, Manifest, Picture, Ssd, Window, Yolo
 from gateway.pipeline import CameraPipeline, Done, Engine, Looked, Notify, Pipeline, RegionPipeline, SensorPipeline
+
+if TYPE_CHECKING:  # what a bundle says is looked at only where a pipeline has one
+    from gateway.infer.manifest import Manifest
 
 
 class Pipelines:
@@ -64,6 +66,8 @@ class Pipelines:
 
     def _manifest(self, model: str) -> Manifest:
         if model not in self._manifests:
+            from gateway.infer.bundle import read_manifest
+
             table = next(m for m in self._config.model if m.name == model)
             self._manifests[model] = read_manifest(self._config.path(table.bundle))
         return self._manifests[model]
@@ -73,6 +77,8 @@ class Pipelines:
 
         What a node has the config cannot know: should the stream turn out to be readings, an event tells.
         """
+        from gateway.infer.manifest import Window
+
         takes = self._manifest(table.model).input
         if isinstance(takes, Window):
             if table.max_fps:
@@ -90,6 +96,8 @@ class Pipelines:
         return 0
 
     def _check_child(self, table: PipelineTable) -> None:
+        from gateway.infer.manifest import Gfl, Picture, Ssd, Yolo
+
         if not isinstance(self._manifest(table.model).input, Picture):
             raise ConfigError(
                 f"pipeline '{table.name}': model '{table.model}' takes readings, it would be given regions of pictures",

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway import __version__, command, diagnostics
-from gateway import plan as planning
 from gateway.clock import Clock
 from gateway.command import (
     Accepted,
@@ -184,7 +183,9 @@ class Remote:
         new = await asyncio.to_thread(desired.check, text)
         try:
             self._refuse_what_cuts_it_off(new)
-            planned = await asyncio.to_thread(planning.plan, self._host.config, new)
+            from gateway.plan import plan  # what a start can do without
+
+            planned = await asyncio.to_thread(plan, self._host.config, new)
         except OctogateError:
             await asyncio.to_thread(desired.forget)
             raise

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import os
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ import msgspec
 import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
+from gateway import durable
 from gateway.blocks import BLOCK, Block, PictureAck, count, parse, topic_picture_ack
 from gateway.contract import TOPIC_ROOT
 from gateway.errors import StoreError
@@ -86,14 +86,8 @@ def _digest(path: Path) -> bytes:
 
 
 def _keep(part: Path, path: Path) -> None:
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.sync_file(part)
+    durable.replace(part, path)
 
 
 class PictureIngest:

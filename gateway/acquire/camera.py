@@ -6,20 +6,15 @@ import asyncio
 
 from gateway.acquire import v4l2
 from gateway.acquire.alarms import Alarms
-from gateway.acquire.capture import Capture, Unfit
+from gateway.acquire.capture import Capture
+from gateway.acquire.states import Health, Silent, keep_open
 from gateway.acquire.v4l2 import Kernel
 from gateway.clock import Clock
 from gateway.contract import Frame, Severity, Sink, SourceState, SourceStatus, Stamp
-from gateway.errors import SourceError
 from gateway.source_tables import CameraSource as CameraConfig
 
 REOPEN_S = (0.2, 5.0)  # first and longest pause before the device is opened again
 UNFIT_S = 15.0  # pause when it cannot do what is asked: somebody must change the config or the camera
-_CALM = (SourceState.STARTING, SourceState.OK)
-
-
-class _Silent(SourceError):
-    """It is there and gives no whole picture."""
 
 
 class CameraSource:
@@ -40,8 +35,7 @@ class CameraSource:
         self._clock = clock
         self._kernel = kernel or v4l2.Linux()
         self._capture: Capture | None = None
-        self._state = SourceState.STARTING
-        self._detail = ""
+        self._health = Health(table.name)
         self._frames = 0
         self._dropped = self._bad = 0  # of the captures before this one
         self._refused: list[str] = []  # as last told
@@ -49,26 +43,15 @@ class CameraSource:
     async def run(self, sink: Sink) -> None:
         """Pours pictures until it is cancelled; what goes wrong is said as events and tried again."""
         self._sink = sink
-        pause = REOPEN_S[0]
-        while True:
-            try:
-                await self._watch()
-            except SourceError as error:
-                pause = REOPEN_S[0] if self._state in _CALM else min(pause * 2, REOPEN_S[1])
-                state = SourceState.LOST
-                if isinstance(error, _Silent):
-                    state = SourceState.SILENT
-                elif isinstance(error, Unfit):
-                    state, pause = SourceState.FAILING, UNFIT_S
-                self._turn(state, str(error))
-            await asyncio.sleep(pause)
+        await keep_open(self._health, sink, self._watch, REOPEN_S, UNFIT_S)
 
     def status(self) -> SourceStatus:
         dropped, bad = self._dropped, self._bad
         if self._capture is not None:
             dropped, bad = dropped + self._capture.dropped, bad + self._capture.bad
+        health = self._health
         return SourceStatus(
-            self.name, self.kind, self._state, self._detail, frames=self._frames, dropped=dropped, bad=bad
+            self.name, self.kind, health.state, health.detail, frames=self._frames, dropped=dropped, bad=bad
         )
 
     async def _watch(self) -> None:
@@ -93,10 +76,12 @@ class CameraSource:
             self._capture = None
 
     def _pour(self, capture: Capture, data: bytes, stamp: Stamp) -> None:
-        if self._state is not SourceState.OK:
+        if self._health.state is not SourceState.OK:
             got = capture.format
             rate = f", {capture.fps:g} fps" if capture.fps else ""
-            self._turn(SourceState.OK, f"{v4l2.code_name(got.code)} {got.width} x {got.height}{rate}")
+            self._health.turn(
+                self._sink, SourceState.OK, f"{v4l2.code_name(got.code)} {got.width} x {got.height}{rate}"
+            )
         self._sink.frame(Frame(self.name, self._frames, stamp, data, capture.media))
         self._frames += 1
 
@@ -104,18 +89,8 @@ class CameraSource:
         """Seconds until the camera counts as silent; it is opened again then, which brings many of them back."""
         left = capture.seen_at + self._table.silent_s - asyncio.get_running_loop().time()
         if left <= 0:
-            raise _Silent(
+            raise Silent(
                 f"{self._device}: no whole picture for {self._table.silent_s:g} s, {capture.bad} broken ones",
                 hint="try another port or cable, or a smaller picture",
             )
         return left
-
-    def _turn(self, state: SourceState, detail: str) -> None:
-        """A change of state is an event; its end is one too."""
-        old, self._state, self._detail = self._state, state, detail
-        if old is state:
-            return
-        if old not in _CALM:
-            self._sink.event(f"source.{old}", "cleared", Severity.INFO, f"{self.name}: {detail}")
-        if state not in _CALM:
-            self._sink.event(f"source.{state}", "raised", Severity.WARNING, f"{self.name}: {detail}")

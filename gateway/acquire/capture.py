@@ -12,6 +12,7 @@ import mmap
 from collections.abc import Mapping
 
 from gateway.acquire import v4l2
+from gateway.acquire.states import Unfit
 from gateway.acquire.v4l2 import Buffer, CameraGone, Device, Format, Kernel
 from gateway.clock import Clock
 from gateway.contract import Stamp
@@ -30,10 +31,6 @@ _MANUAL = {
     "gain": (0x00980913, (0x00980912, 0)),
     "focus": (0x009A090A, (0x009A090C, 0)),
 }
-
-
-class Unfit(SourceError):
-    """The camera is there and cannot do what the config asks for."""
 
 
 class Capture:

@@ -16,7 +16,7 @@ from gateway.acquire.modbus_line import ModbusLine, NoAnswer, Refused
 from gateway.acquire.modbus_map import ChannelTable, DeviceMap
 from gateway.acquire.modbus_schedule import SILENT_AFTER, Schedule, Slot
 from gateway.acquire.port import SerialPort, open_port
-from gateway.acquire.states import CALM, Health
+from gateway.acquire.states import Health, keep_open
 from gateway.acquire.unstored import Unstored
 from gateway.clock import Clock
 from gateway.contract import Sample, Severity, Sink, SourceState, SourceStatus
@@ -82,15 +82,7 @@ class ModbusSource:
         """Reads until it is cancelled; an adapter that goes away is opened again when it is back."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
-        pause = REOPEN_S[0]
-        while True:
-            try:
-                await self._converse()
-            except SourceError as error:
-                pause = REOPEN_S[0] if self._health.state in CALM else min(pause * 2, REOPEN_S[1])
-                self._health.turn(sink, SourceState.LOST, str(error))
-                self._drop_writes(str(error))
-            await asyncio.sleep(pause)
+        await keep_open(self._health, sink, self._watch, REOPEN_S)
 
     def status(self) -> SourceStatus:
         health = self._health
@@ -122,6 +114,13 @@ class ModbusSource:
         await write.done
 
     # --- one connection --------------------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        try:
+            await self._converse()
+        except SourceError as error:
+            self._drop_writes(str(error))
+            raise
 
     async def _converse(self) -> None:
         """From opening the port to losing it, which raises."""

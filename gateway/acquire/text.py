@@ -13,12 +13,11 @@ from collections.abc import Sequence
 from gateway.acquire.alarms import Alarms
 from gateway.acquire.pattern import Match, Pattern
 from gateway.acquire.port import SerialPort, open_port
-from gateway.acquire.states import CALM, Health
+from gateway.acquire.states import Health, keep_open
 from gateway.acquire.textlines import LineReader
 from gateway.acquire.unstored import Unstored
 from gateway.clock import Clock
 from gateway.contract import Sample, Schema, Severity, Sink, SourceState, SourceStatus
-from gateway.errors import SourceError
 from gateway.source_tables import TextSource as TextTable
 
 REOPEN_S = (0.2, 5.0)  # first and longest pause before the port is opened again
@@ -54,14 +53,7 @@ class TextSource:
         """Reads until it is cancelled; a sensor that goes away is opened again when it is back."""
         self._sink = sink
         self._loop = asyncio.get_running_loop()
-        pause = REOPEN_S[0]
-        while True:
-            try:
-                await self._converse()
-            except SourceError as error:
-                pause = REOPEN_S[0] if self._health.state in CALM else min(pause * 2, REOPEN_S[1])
-                self._health.turn(sink, SourceState.LOST, str(error))
-            await asyncio.sleep(pause)
+        await keep_open(self._health, sink, self._converse, REOPEN_S)
 
     def status(self) -> SourceStatus:
         return SourceStatus(

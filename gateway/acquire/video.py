@@ -20,10 +20,11 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.acquire import videowire
+from gateway.acquire.states import Health, Silent, Unfit, keep_open
 from gateway.acquire.videowire import SLOTS, Kind, Setup, Told
-from gateway.child import Child, python_env, python_module
+from gateway.child import Child, TalkingChild, python_env, python_module
 from gateway.clock import Clock
-from gateway.contract import Frame, Severity, Sink, SourceState, SourceStatus
+from gateway.contract import Frame, Sink, SourceState, SourceStatus
 from gateway.errors import SourceError
 from gateway.source_tables import VideoSource as VideoConfig
 
@@ -32,15 +33,6 @@ UNFIT_S = 60.0  # pause when there cannot be a picture: somebody must mend somet
 NICE = 10  # acquisition goes first
 _GONE_S = 1.0  # a process in an uninterruptible call dies late: its successor does not wait for it
 _WAITING = 16  # packets taken from the socket and not looked at
-_CALM = (SourceState.STARTING, SourceState.OK)
-
-
-class _Silent(SourceError):
-    """The child said nothing for too long."""
-
-
-class _Unfit(SourceError):
-    """There cannot be pictures before something is mended."""
 
 
 class _Through(Exception):
@@ -68,8 +60,7 @@ class VideoSource:
         self._shown = table.url  # as in the config: never with the password
         self._clock = clock
         self._command = list(command or python_module("gateway.acquire.videochild"))
-        self._state = SourceState.STARTING
-        self._detail = ""
+        self._health = Health(table.name)
         self._frames = 0
         self._before = (0, 0)  # dropped and bad of the children before this one
         self._dropped = self._bad = 0
@@ -77,30 +68,18 @@ class VideoSource:
     async def run(self, sink: Sink) -> None:
         """Pours pictures until it is cancelled, or a file that is shown once is through."""
         self._sink = sink
-        pause = AGAIN_S[0]
-        while True:
-            try:
-                await self._watch()
-            except _Through:
-                self._turn(SourceState.SILENT, "every picture was shown")
-                return
-            except SourceError as error:
-                pause = AGAIN_S[0] if self._state in _CALM else min(pause * 2, AGAIN_S[1])
-                state = SourceState.LOST
-                if isinstance(error, _Silent):
-                    state = SourceState.SILENT
-                elif isinstance(error, _Unfit):
-                    state, pause = SourceState.FAILING, UNFIT_S
-                self._turn(state, str(error))
-            await asyncio.sleep(pause)
+        try:
+            await keep_open(self._health, sink, self._watch, AGAIN_S, UNFIT_S)
+        except _Through:
+            self._health.turn(sink, SourceState.SILENT, "every picture was shown")
 
     def status(self) -> SourceStatus:
         dropped, bad = self._before
         return SourceStatus(
             self.name,
             self.kind,
-            self._state,
-            self._detail,
+            self._health.state,
+            self._health.detail,
             frames=self._frames,
             dropped=dropped + self._dropped,
             bad=bad + self._bad,
@@ -121,7 +100,7 @@ class VideoSource:
                         async with asyncio.timeout(table.silent_s):
                             told, data = await child.told()
                     except TimeoutError as error:
-                        raise _Silent(
+                        raise Silent(
                             f"{self._shown}: nothing came for {table.silent_s:g} s; its reader was killed",
                             hint="is the camera overloaded, or the network?",
                         ) from error
@@ -138,39 +117,29 @@ class VideoSource:
         if told.kind is Kind.ENDED:
             raise SourceError(f"{self._shown}: the stream has ended")
         if told.kind is Kind.UNUSABLE:
-            raise _Unfit(f"{self._shown}: {told.text}")
+            raise Unfit(f"{self._shown}: {told.text}")
         if told.kind is Kind.FAULT:
             raise SourceError(f"{self._shown}: {told.text}", hint="is it on, is its address right, and its password?")
         if told.kind in (Kind.PICTURE, Kind.ALIVE):
             self._dropped, self._bad = told.dropped, told.bad
         if told.kind is Kind.PICTURE:
-            if self._state is not SourceState.OK:
-                self._turn(SourceState.OK, what)
+            if self._health.state is not SourceState.OK:
+                self._health.turn(self._sink, SourceState.OK, what)
             self._sink.frame(Frame(self.name, self._frames, self._clock.at(told.mono_ns), data))
             self._frames += 1
 
-    def _turn(self, state: SourceState, detail: str) -> None:
-        """A change of state is an event; its end is one too."""
-        old, self._state, self._detail = self._state, state, detail
-        if old is state:
-            return
-        if old not in _CALM:
-            self._sink.event(f"source.{old}", "cleared", Severity.INFO, f"{self.name}: {detail}")
-        if state not in _CALM:
-            self._sink.event(f"source.{state}", "raised", Severity.WARNING, f"{self.name}: {detail}")
 
-
-class VideoProcess:
+class VideoProcess(TalkingChild):
     """The child and its shared memory; started on entry, killed on exit."""
 
     def __init__(self, argv: Sequence[str], setup: Setup) -> None:
+        super().__init__(_GONE_S)
         self._argv = list(argv)
         self._setup = setup
-        self._socket: socket.socket | None = None
+        self._packet = memoryview(bytearray(videowire.PACKET_MAX))
         self._waiting: deque[tuple[Told, bytes]] = deque(maxlen=_WAITING)
         self._waiter: asyncio.Future[None] | None = None
         self._why = ""
-        self.child = Child(())  # replaced at entry
 
     async def told(self) -> tuple[Told, bytes]:
         """The next packet, with the picture if it brings one.
@@ -180,7 +149,7 @@ class VideoProcess:
         """
         while not self._waiting:
             if self._socket is None:
-                await self._reaped()  # its exit status is worth a moment
+                await self.reaped()  # its exit status is worth a moment
                 said = self.child.tail().splitlines()
                 how = self._why or f"exit status {self.child.returncode}"
                 raise SourceError(f"the reader of the video ended: {how}" + (f": {said[-1][:300]}" if said else ""))
@@ -208,7 +177,6 @@ class VideoProcess:
                 capture_stderr=True,
             )
             self.child.start()
-            ours.setblocking(False)
             ours.send(msgspec.json.encode(setup))
         except OSError as error:
             ours.close()
@@ -216,49 +184,31 @@ class VideoProcess:
         finally:
             theirs.close()
             os.close(memory)
-        self._socket = ours
-        asyncio.get_running_loop().add_reader(ours, self._readable)
+        self.listen(ours)
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
-        self._map.close()
-        self.child.kill()
         try:
-            await self._reaped()
-        except asyncio.CancelledError:  # the gateway stops just now: nothing may be left all the same
-            await self._reaped()
-            raise
-
-    async def _reaped(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.child.wait(), _GONE_S)
-
-    def _close(self) -> None:
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
+            await super().__aexit__(kind, error, trace)
+        finally:
+            self._map.close()
 
     def _readable(self) -> None:
-        assert self._socket is not None
-        try:
-            packet = self._socket.recv(videowire.PACKET_MAX)
-        except (BlockingIOError, ConnectionResetError):
-            # a reset is told once, when the child left slots unread; what it said last is still to be read
+        n = self._receive(self._packet)
+        if n is None:
             return
-        if packet:
+        if n:
             try:
-                told = videowire.unpack(packet, self._setup.slot_bytes)
+                told = videowire.unpack(bytes(self._packet[:n]), self._setup.slot_bytes)
             except videowire.Mismatch as error:
                 self._why = f"it sent {error}"
-                self._close()
+                self.close()
             else:
                 self._waiting.append((told, self._copied(told)))
         else:
-            self._close()
+            self.close()
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import fcntl
 import mmap
@@ -13,7 +12,7 @@ from types import TracebackType
 
 import msgspec
 
-from gateway.child import Child, python_env
+from gateway.child import Child, TalkingChild, python_env
 from gateway.errors import ModelError
 from gateway.infer import wire
 
@@ -49,7 +48,7 @@ class SharedMemory:
         os.close(self.fd)
 
 
-class WorkerProcess:
+class WorkerProcess(TalkingChild):
     """Started on entry, killed and reaped on exit. Callbacks run in the loop.
 
     Args:
@@ -67,14 +66,13 @@ class WorkerProcess:
         on_answers: Callable[[list[wire.Answer]], None],
         on_end: Callable[[], None],
     ) -> None:
+        super().__init__(_GONE_S)
         self._argv = list(argv)
         self._setup = setup
         self._memory = memory
         self._on_answers = on_answers
         self._on_end = on_end
         self._packet = memoryview(bytearray(wire.PACKET_MAX))
-        self._socket: socket.socket | None = None
-        self.child = Child(())  # replaced at entry
 
     @property
     def pid(self) -> int:
@@ -111,41 +109,13 @@ class WorkerProcess:
                     f"cannot start the worker of model '{setup.tenants[0].name}': {error.strerror}",
                     hint="is memory exhausted, or a limit of processes reached?",
                 ) from error
-        ours.setblocking(False)
-        self._socket = ours
-        asyncio.get_running_loop().add_reader(ours, self._readable)
+        self.listen(ours)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-        self.child.kill()
-        try:
-            await self._reaped()
-        except asyncio.CancelledError:  # everything ends: what was killed is reaped all the same
-            await self._reaped()
-            raise
-
-    async def _reaped(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self.child.wait(), _GONE_S)
-
-    def close(self) -> None:
-        """Hear nothing more of it; what it still says is lost."""
-        if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket)
-            self._socket.close()
-            self._socket = None
-
     def _readable(self) -> None:
-        assert self._socket is not None
-        try:
-            n = self._socket.recv_into(self._packet)
-        except BlockingIOError:
+        n = self._receive(self._packet)
+        if n is None:
             return
-        except ConnectionResetError:
-            n = 0
         if n:
             try:
                 answers = wire.unpack_answers(self._packet[:n])

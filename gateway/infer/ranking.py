@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway import durable
 from gateway.infer.candidate import CPU, Candidate
 from gateway.infer.manifest import Manifest
 
@@ -195,16 +196,4 @@ def save(path: Path, placement: Placement) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     # one name for each writer: the daemon's measurement and a person's may end at the same time
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as file:
-            file.write(msgspec.json.format(msgspec.json.encode(placement), indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.write_whole(path, msgspec.json.format(msgspec.json.encode(placement), indent=1), part=part)

@@ -9,7 +9,6 @@ Light to import, and calls block.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -21,6 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from gateway import durable
 from gateway.errors import ModelError, StoreError
 from gateway.infer.bundle import MAX_BYTES
 
@@ -194,7 +194,7 @@ class Shelf:
     def forget(self) -> None:
         """The config's bundle is what runs; StoreError when that cannot be written down."""
         with self._explained():
-            _remove(self._file)
+            durable.remove(self._file)
             self._sweep(())
 
     def take(self, source: Path) -> str:
@@ -212,7 +212,7 @@ class Shelf:
                 raise StoreError(f"{self.folder}: no room for a bundle of {size >> 20} MiB", hint="free some space")
             part = self.folder / "incoming.part"
             digest = _copy(source, part)
-            _rename(part, self.folder / f"{digest}.octo")
+            durable.replace(part, self.folder / f"{digest}.octo")
         return digest
 
     def keep(self, state: State) -> None:
@@ -220,8 +220,8 @@ class Shelf:
         with self._explained():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             part = self._file.with_name("state.part")
-            _write(part, msgspec.json.encode(state))
-            _rename(part, self._file)
+            durable.write(part, msgspec.json.encode(state))
+            durable.replace(part, self._file)
 
     def sweep(self, state: State) -> None:
         """Delete the bundles that this state does not name; StoreError when the disk refuses."""
@@ -240,7 +240,7 @@ class Shelf:
             kept = {f"{file}.octo" for file in keep}
             for path in self.folder.iterdir():
                 if path.suffix in (".octo", ".part") and path.name not in kept:
-                    _remove(path)
+                    durable.remove(path)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -273,9 +273,6 @@ def _size_of(source: Path) -> int:
     return size
 
 
-# The steps that touch the disk, each on disk when it returns.
-
-
 def _copy(source: Path, target: Path) -> str:
     digest = hashlib.sha256()
     taken = 0
@@ -293,29 +290,3 @@ def _copy(source: Path, target: Path) -> str:
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
-
-
-def _write(path: Path, data: bytes) -> None:
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _rename(old: Path, new: Path) -> None:
-    os.replace(old, new)
-    _sync_folder(new.parent)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -6,11 +6,11 @@ passed over, and the parent sees that it is missing.
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from gateway import durable
 from gateway.child import die_with_parent
 from gateway.errors import ModelError
 from gateway.infer.thumbnails import LONGEST, MAX_PICTURE, NO_DECODER, NO_ROOM, thumbnail_name
@@ -36,20 +36,11 @@ def main(argv: Sequence[str]) -> int:
         except (ModelError, FileNotFoundError):  # damaged; or deleted meanwhile, for the oldest goes first
             continue
         try:
-            _keep(target / thumbnail_name(name), data)
+            durable.write_whole(target / thumbnail_name(name), data)
         except OSError as error:
             print(error, file=sys.stderr)
             return NO_ROOM
     return 0
-
-
-def _keep(path: Path, data: bytes) -> None:
-    part = path.with_suffix(".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import hashlib
 import os
 from pathlib import Path
 
+from gateway import durable
 from gateway.contract import Frame
 from gateway.errors import StoreError
 
@@ -36,17 +37,7 @@ class Pictures:
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._make_room(len(frame.data))
-            part = path.with_suffix(".part")
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-                file.write(frame.data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(path)
-            folder = os.open(self._folder, os.O_RDONLY)
-            try:
-                os.fsync(folder)  # the rename itself
-            finally:
-                os.close(folder)
+            durable.write_whole(path, frame.data)
         except OSError as error:
             raise StoreError(f"{path}: cannot keep the picture: {error.strerror}", hint="check the disk") from error
         return name, digest

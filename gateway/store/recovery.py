@@ -13,7 +13,6 @@ stored (minutes at most) is sent once more; each saved batch says which it was, 
 from __future__ import annotations
 
 import contextlib
-import os
 import sqlite3
 import struct
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from gateway import durable
 from gateway.clock import Clock
 from gateway.contract import BatchKind
 from gateway.errors import StoreError
@@ -97,12 +97,7 @@ def _swap(path: Path, rebuilt: Path) -> None:
             old.replace(aside.with_name(aside.name + side))
         else:
             aside.with_name(aside.name + side).unlink(missing_ok=True)
-    rebuilt.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    durable.replace(rebuilt, path)
 
 
 def _aside(path: Path) -> Path:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gateway import durable
 from gateway.command import Blob, Block, BlocksGetArgs, BundlePutArgs, Have
 from gateway.errors import ControlError, StoreError
 
@@ -106,18 +107,13 @@ class Bundles:
     def _complete(self, part: Path, whole: Path, sha256: str) -> None:
         with part.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-            os.fsync(file.fileno())
+        durable.sync_file(part)
         if found != sha256:
             part.unlink()
             raise ControlError(
                 f"what came has sha256 {found[:12]}, not {sha256[:12]}", hint="send it again from the start"
             )
-        part.rename(whole)
-        fd = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        durable.replace(part, whole)
 
     def _make_room(self, size: int) -> None:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -14,17 +14,16 @@ interrupted one is finished at the next start.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 import hashlib
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
 
+from gateway import durable
 from gateway.config import MAX_CONFIG_BYTES, Config, load
 from gateway.contract import GatewayStatus, SourceState
 from gateway.errors import ConfigError, ControlError, StoreError
@@ -182,7 +181,7 @@ class Desired:
                 self._keep(msgspec.structs.replace(state, phase=Phase.TRIAL, starts=state.starts + 1))
                 self.running = self.candidate
         elif self.candidate.exists():  # left over
-            _remove(self.candidate)
+            durable.remove(self.candidate)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -216,7 +215,7 @@ class Desired:
         if len(text) > MAX_CONFIG_BYTES:
             raise ConfigError("larger than 1 MiB")
         with self._explained():
-            _replace(self.candidate, text, self.path.stat().st_mode & 0o777)
+            durable.write_whole(self.candidate, text, self.path.stat().st_mode & 0o777)
         try:
             return load(self.candidate)
         except ConfigError:
@@ -226,7 +225,7 @@ class Desired:
     def forget(self) -> None:
         """What was checked shall not be tried."""
         with self._explained():
-            _remove(self.candidate)
+            durable.remove(self.candidate)
 
     def propose(self, digest: str, id: str, need: Need, health_s: float) -> None:
         """What was checked shall be tried at the next start; StoreError when that cannot be written down."""
@@ -244,15 +243,15 @@ class Desired:
         reverted = msgspec.structs.replace(self.state, phase=Phase.REVERTED, reason=reason[:500], told=False)
         try:
             self._keep(reverted)
-            _remove(self.candidate)
+            durable.remove(self.candidate)
         except OSError as error:
             self.state = reverted
             log.error("%s: cannot write that the config was reverted: %s", self._state_file, error)
 
     def _finish_promotion(self) -> None:
         if self.candidate.exists():
-            _replace(self.former, self.path.read_bytes(), self.path.stat().st_mode & 0o777)
-            _rename(self.candidate, self.path)
+            durable.write_whole(self.former, self.path.read_bytes(), self.path.stat().st_mode & 0o777)
+            durable.replace(self.candidate, self.path)
         self._keep(msgspec.structs.replace(self.state, phase=Phase.GOOD, told=False))
         self.running = self.path
 
@@ -268,7 +267,7 @@ class Desired:
             return ""
 
     def _keep(self, state: State) -> None:
-        _replace(self._state_file, msgspec.json.encode(state), 0o600)
+        durable.write_whole(self._state_file, msgspec.json.encode(state), 0o600)
         self.state = state
 
     def _read_state(self) -> State:
@@ -290,34 +289,3 @@ class Desired:
                 f"{self.path.parent}: cannot write beside the config: {error.strerror}",
                 hint="let the daemon's user write to that folder",
             ) from error
-
-
-# The three steps that touch the disk, each all or nothing, each on disk when it returns.
-
-
-def _replace(path: Path, data: bytes, mode: int) -> None:
-    part = path.with_name(path.name + ".part")
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    _rename(part, path)
-
-
-def _rename(old: Path, new: Path) -> None:
-    os.replace(old, new)
-    _sync_folder(new.parent)
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

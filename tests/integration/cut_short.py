@@ -13,24 +13,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from gateway import durable
 from gateway.__main__ import main
-from gateway.sync import desired
 
-STEPS = ("_replace", "_rename", "_remove")
+STEPS = ("write_whole", "replace", "remove")
 
 
 def counted(real: Callable[..., None], at: int, counter: Path) -> Callable[..., None]:
-    def step(*args: object) -> None:
+    def step(*args: object, **more: object) -> None:
         with counter.open("ab") as file:
             file.write(b".")
         if counter.stat().st_size == at:
             os.kill(os.getpid(), signal.SIGKILL)
-        real(*args)
+        real(*args, **more)
 
     return step
 
 
 if __name__ == "__main__":
     for name in STEPS:
-        setattr(desired, name, counted(getattr(desired, name), int(sys.argv[1]), Path(sys.argv[2])))
+        setattr(durable, name, counted(getattr(durable, name), int(sys.argv[1]), Path(sys.argv[2])))
     sys.exit(main(sys.argv[3:]))

@@ -100,6 +100,7 @@ class Daemon:
         self.config.write_text(config)
         self.log = folder / "log"
         self.process: asyncio.subprocess.Process | None = None
+        self._hit = {0}  # no worker, and for kill(2) the whole group
 
     @property
     def spool(self) -> Path:
@@ -123,6 +124,15 @@ class Daemon:
         with contextlib.suppress(ProcessLookupError):
             self.process.send_signal(number)
         return await asyncio.wait_for(self.process.wait(), 20)
+
+    async def hit_worker(self, number: signal.Signals = signal.SIGKILL) -> GatewayStatus:
+        """Signal the worker of the first model, each worker once: the status may lag behind a death. As it was then."""
+        status = await self.until(
+            lambda s: s.models[0].state == "ready" and s.models[0].pid not in self._hit, "a worker that was not hit yet"
+        )
+        self._hit.add(status.models[0].pid)
+        os.kill(status.models[0].pid, number)
+        return status
 
     async def status(self) -> GatewayStatus:
         async with Client.connect(self.folder / "data" / "control.sock") as client:

@@ -3,6 +3,7 @@
 import itertools
 import re
 import tomllib
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -19,20 +20,9 @@ from gateway.infer.media import split, with_regions
 from gateway.pipeline import Pace
 from gateway.plan import plan, plan_text
 from tests.unit import bundles
+from tests.unit.configs import PRESS_AND_DOCK, assert_refused
 
-CONFIG = """
-[gateway]
-id = "line-1"
-data_dir = "data"
-[[source]]
-kind = "node"
-name = "press"
-port = "/dev/null"
-[[source]]
-kind = "pictures"
-name = "dock"
-folder = "."
-[[model]]
+CONFIG = f"""{PRESS_AND_DOCK}[[model]]
 name = "eye"
 bundle = "eye.octo"
 [[pipeline]]
@@ -105,10 +95,7 @@ def test_plan_tells_what_looks_closer(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
-    assert old in CONFIG
-    with pytest.raises(ConfigError) as caught:
-        load(write(tmp_path, CONFIG.replace(old, new, 1)))
-    assert re.search(says, str(caught.value)), str(caught.value)
+    assert_refused(CONFIG, old, new, says, partial(write, tmp_path))
 
 
 def test_readings_have_no_regions(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
+from typing import Self
 
 import pytest
 
-from gateway.child import Child, python_env, python_module
+from gateway.child import Child, TalkingChild, python_env, python_module
 
 
 def fds() -> int:
@@ -121,3 +123,57 @@ def test_a_child_dies_with_its_parent() -> None:
 def test_a_child_whose_parent_is_gone_already_exits() -> None:
     code = "from gateway.child import die_with_parent; die_with_parent(1 << 22)"
     assert subprocess.run(script(code), env=python_env(), check=False).returncode == 1
+
+
+class Talker(TalkingChild):
+    """Collects what is said, up to the end of it; `late` listens only when the child has ended."""
+
+    def __init__(self, program: str, *, late: bool = False) -> None:
+        super().__init__(10.0)
+        self.program, self.late = program, late
+        self.said: list[bytes] = []
+        self.over = asyncio.Event()
+
+    async def __aenter__(self) -> Self:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            argv = [sys.executable, "-I", "-S", "-c", self.program, str(theirs.fileno())]
+            self.child = Child(argv, pass_fds=(theirs.fileno(),))
+            self.child.start()
+        ours.send(b"nobody reads this")
+        if self.late:
+            await self.child.wait()
+        self.listen(ours)
+        return self
+
+    def _readable(self) -> None:
+        packet = memoryview(bytearray(100))
+        n = self._receive(packet)
+        if n:
+            self.said.append(bytes(packet[:n]))
+        elif n == 0:
+            self.close()
+            self.over.set()
+
+
+SAYS_AND_ENDS = "import socket, sys; s = socket.socket(fileno=int(sys.argv[1])); s.send(b'last'); s.send(b'words')"
+
+
+def test_what_a_child_said_last_is_heard_though_it_left_packets_unread() -> None:
+    async def story() -> Talker:
+        async with asyncio.timeout(20), Talker(SAYS_AND_ENDS, late=True) as talker:
+            await talker.over.wait()
+        return talker
+
+    talker = asyncio.run(story())
+    assert talker.said == [b"last", b"words"]
+    assert talker.child.returncode == 0
+
+
+def test_a_talking_child_is_killed_at_the_end() -> None:
+    async def story() -> int | None:
+        async with asyncio.timeout(20), Talker("import signal; signal.pause()") as talker:
+            assert talker.child.running
+        return talker.child.returncode
+
+    assert asyncio.run(story()) == -9

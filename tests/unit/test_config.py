@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import re
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gateway.config import load
 from gateway.errors import ConfigError
+from tests.unit.configs import PRESS_AND_DOCK, assert_refused
 
-GOOD = """
-[gateway]
-id = "line-1"
-data_dir = "data"
-
-[[source]]
-kind = "node"
-name = "press"
-port = "/dev/null"
-
-[[source]]
-kind = "pictures"
-name = "dock"
-folder = "pictures"
-
-[[model]]
+GOOD = f"""{PRESS_AND_DOCK}[[model]]
 name = "state"
 bundle = "state.octo"
 
@@ -44,7 +30,6 @@ labels = ["running"]
 
 
 def write(folder: Path, text: str) -> Path:
-    (folder / "pictures").mkdir(exist_ok=True)
     (folder / "state.octo").touch()
     path = folder / "gateway.toml"
     path.write_text(text)
@@ -81,7 +66,7 @@ def test_a_good_config(tmp_path: Path) -> None:
         ),
         ('name = "dock"', 'name = "press"', r"source\[1\]\.name: 'press' is there twice"),
         ('bundle = "state.octo"', 'bundle = "gone.octo"', r"model\[0\]\.bundle: no file .*gone\.octo"),
-        ('folder = "pictures"', 'folder = "gone"', r"source\[1\]\.folder: no folder .*gone"),
+        ('folder = "."', 'folder = "gone"', r"source\[1\]\.folder: no folder .*gone"),
         ("[[model]]", "[[model]", r"not valid TOML: .*line"),
         ('data_dir = "data"', f'data_dir = "{"x" * 120}"', r"gateway\.data_dir: too long"),
         ("labels =", 'severity = "loud"\nlabels =', r"rule\[0\]\.severity: 'loud' \(info, warning or alarm\)"),
@@ -89,14 +74,7 @@ def test_a_good_config(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_wrong_is_named(tmp_path: Path, old: str, new: str, says: str) -> None:
-    assert old in GOOD
-    path = write(tmp_path, GOOD.replace(old, new, 1))
-    with pytest.raises(ConfigError) as caught:
-        load(path)
-    message = str(caught.value)
-    assert message.startswith(f"{path}: ")
-    assert re.search(says, message), message
-    assert "\n" not in message
+    assert_refused(GOOD, old, new, says, partial(write, tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from gateway import durable
 from gateway.config import load
 from gateway.contract import SourceState
 from gateway.errors import ConfigError, ControlError, StoreError
-from gateway.sync import desired as module
 from gateway.sync.desired import MAX_STARTS, Desired, Health, Need, Phase, digest_of, unhealthy
 from tests.unit.status_samples import status
 
@@ -206,7 +206,7 @@ def test_a_folder_that_cannot_be_written_is_named(path: Path, monkeypatch: pytes
         raise OSError(30, "Read-only file system")
 
     fresh = Desired(path)
-    monkeypatch.setattr(module, "_replace", refuse)
+    monkeypatch.setattr(durable, "write_whole", refuse)
     with pytest.raises(StoreError, match="cannot write beside the config: Read-only"):
         desired.promote()
     logging.disable(logging.ERROR)

@@ -15,7 +15,7 @@ from gateway.errors import DeadlineError, ModelError
 from gateway.infer import crew
 from gateway.infer.engine import Answer, Engine
 from tests.unit import engines
-from tests.unit.engines import Events
+from tests.unit.engines import Events, Killer
 
 MEDIA = "records;p:f:W"
 
@@ -182,8 +182,9 @@ def test_stopping_fails_who_waits_and_leaves_nothing_behind() -> None:
         before = len(os.listdir("/proc/self/fd"))
         async with running() as (engine, _):
             await engine.run(b"=a", MEDIA)
+            kill = Killer(engine)
             for _ in range(50):
-                os.kill(engine.status().pid, signal.SIGKILL)
+                await kill()
                 await engine.run(b"=a", MEDIA)
             pid = engine.status().pid
             waiting = asyncio.gather(engine.run(b"hang", MEDIA), return_exceptions=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,15 @@ def test_status_without_a_daemon(tmp_path: Path, capsys: pytest.CaptureFixture[s
     path.write_text(GOOD)
     assert main(["status", "--config", str(path)]) == 1
     assert "no gateway answers" in capsys.readouterr().err
+
+
+def test_run_waits_for_no_module_of_other_commands() -> None:
+    code = "import sys; from gateway.__main__ import main\ntry: main(['run', '-h'])\nfinally: print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "gateway.config" in loaded
+    assert [name for name in loaded if name.startswith("gateway.infer.") or name.endswith("commands")] == [
+        "gateway.infer.device"  # a word of the config
+    ]
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["run", "--nope"]])

@@ -10,21 +10,10 @@ from gateway.config import load
 from gateway.errors import ConfigError
 from gateway.pipelines import Pipelines
 from tests.unit import bundles
+from tests.unit.configs import PRESS_AND_DOCK
 
 DETECT = Path(__file__).parents[2] / "models" / "detect" / "detect.octo"
-CONFIG = f"""
-[gateway]
-id = "line-1"
-data_dir = "data"
-[[source]]
-kind = "node"
-name = "press"
-port = "/dev/null"
-[[source]]
-kind = "pictures"
-name = "dock"
-folder = "."
-[[model]]
+CONFIG = f"""{PRESS_AND_DOCK}[[model]]
 name = "window"
 bundle = "window.octo"
 [[model]]
