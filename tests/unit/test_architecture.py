@@ -25,6 +25,7 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
         "gateway.errors": "one tree of errors for both sides",
         "gateway.blocks": "puts the pictures together that the gateway sends in blocks",
         "gateway.config": "checks a config before it is deployed",
+        "gateway.tables": "the base of a strict TOML table",
         "gateway.clock": "dates readings as the gateway does",
         "gateway.control": "the client side of the control socket",
         "gateway.command": "asks a gateway from afar",
