@@ -90,6 +90,15 @@ class Authority:
             write_secret(folder / f"{gateway}.pem", _pem(made))
             return Identity(gateway, _private(private), _pem(made), _pem(certificate), new=True)
 
+    def kept(self, gateway: str) -> Identity | None:
+        """The key and certificate that are there and hold for long enough; makes nothing."""
+        if not (self.folder / "ca.pem").exists():
+            return None
+        with self._locked():
+            _, certificate = self._authority()
+            kept = self._kept(gateway, certificate)
+            return Identity(gateway, *kept, _pem(certificate), new=False) if kept else None
+
     @contextmanager
     def _locked(self) -> Iterator[None]:
         try:

@@ -182,19 +182,21 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def save(provision: Provision, folder: Path) -> Path:
-    """Write a provision file with copies of all that it names beside it (0600, the folder 0700); its path.
+def save(provision: Provision, folder: Path) -> tuple[Path, bool]:
+    """Write a provision file with copies of all that it names beside it (0600, the folder 0700).
 
-    What is the same already is left alone.
+    What is the same already is left alone. Gives the file's path, and whether anything differed.
     """
+    changed = False
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def copied(text: str, kind: str) -> str:
+        nonlocal changed
         if not text:
             return ""
         source = provision.path(text)
         name = f"{kind}-{_name(source)}" if kind else _name(source)
-        write_if_other(folder / name, _read(source, MAX_BUNDLE))
+        changed |= write_if_other(folder / name, _read(source, MAX_BUNDLE))
         return name
 
     def keys(text: str) -> str:
@@ -212,8 +214,8 @@ def save(provision: Provision, folder: Path) -> Path:
         wifi=tuple(msgspec.structs.replace(w, password_file=copied(w.password_file, "wifi")) for w in provision.wifi),
     )
     path = folder / "provision.toml"
-    write_if_other(path, _toml(kept).encode())
-    return path
+    changed |= write_if_other(path, _toml(kept).encode())
+    return path, changed
 
 
 def write_if_other(path: Path, data: bytes) -> bool:
