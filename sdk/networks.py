@@ -44,7 +44,7 @@ def network_files(ethernet: EthernetTable | None, wifi: Sequence[WifiTable], pat
         found["/network/20-wired.network"] = (_wired(ethernet).encode(), False)
     if wifi:
         found["/network/25-wireless.network"] = (b"[Match]\nType=wlan\n\n[Network]\nDHCP=yes\n", False)
-        found["/network/wpa_supplicant.conf"] = (_wireless(wifi, path).encode(), True)
+        found["/network/wpa_supplicant-wlan0.conf"] = (_wireless(wifi, path).encode(), True)
     return found
 
 

@@ -34,11 +34,11 @@ class Ssh:
         if not host or host.startswith("-"):
             raise ConfigError(f"{host!r} is no host", hint="[USER@]HOST")
         self.host = host
-        self._options = ["-oBatchMode=yes", "-oConnectTimeout=15", *options]
+        self.options = ["-oBatchMode=yes", "-oConnectTimeout=15", *options]
 
     def command(self, *command: str) -> list[str]:
         """What to run here so that `command` runs there: its words stay what they are in the shell there."""
-        return ["ssh", *self._options, "--", self.host, shlex.join(command)]
+        return ["ssh", *self.options, "--", self.host, shlex.join(command)]
 
     def run(self, *command: str, data: bytes = b"", ok: tuple[int, ...] = (0,)) -> bytes:
         """Run a program there; what it wrote. UplinkError: not reached, or it ended with another status."""
@@ -49,7 +49,7 @@ class Ssh:
 
     def send(self, files: Sequence[Path], folder: str) -> None:
         """Copy files into a folder there."""
-        done = _run(["scp", "-q", "-B", *self._options, "--", *map(str, files), f"{self.host}:{folder}/"])
+        done = _run(["scp", "-q", "-B", *self.options, "--", *map(str, files), f"{self.host}:{folder}/"])
         if done.returncode:
             raise self._error(done, "scp")
 

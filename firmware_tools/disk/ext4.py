@@ -62,7 +62,9 @@ class FileSystem:
         """
         with tempfile.TemporaryDirectory(prefix="octogate-") as text:
             folder = Path(text)
-            script = [f"mkdir {name}" for name in sorted({p for path in entries for p in _parents(_valid(path))})]
+            script = [
+                f"mkdir {name}" for name in self._missing({p for path in entries for p in _parents(_valid(path))})
+            ]
             for i, (path, entry) in enumerate(entries.items()):
                 (folder / f"f{i}").touch(mode=0o600)
                 (folder / f"f{i}").write_bytes(entry.data)
@@ -74,6 +76,13 @@ class FileSystem:
             if there.get(path) != Present(digest(entry.data), entry.mode, entry.data):
                 raise DiskError(f"{path} does not stand in the data partition", hint=_short(said) or "is it full?")
         self.check()
+
+    def _missing(self, folders: set[str]) -> list[str]:
+        """Those that are not there, the outer ones first: a mkdir of one that is there leaves a stray inode."""
+        with tempfile.TemporaryDirectory(prefix="octogate-") as name:
+            said = self._debugfs([f"stat {folder}" for folder in sorted(folders)], Path(name))
+        answers = dict(_ANSWER.findall(said))
+        return [folder for folder in sorted(folders) if "Type: directory" not in answers.get(folder, "")]
 
     def _debugfs(self, script: list[str], folder: Path, *, write: bool = False) -> str:
         (folder / "script").write_text("".join(line + "\n" for line in script))
@@ -92,10 +101,6 @@ def _valid(path: str) -> str:
     if not _PATH.fullmatch(path) or ".." in path.split("/"):
         raise DiskError(f"{path!r} cannot be a path in an image")
     return path
-
-
-def _parent(path: str) -> str:
-    return str(PurePosixPath(path).parent)
 
 
 def _parents(path: str) -> list[str]:

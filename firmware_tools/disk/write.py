@@ -247,8 +247,11 @@ def _opened(target: Path, size: int) -> Iterator[int]:
         raise DiskError(f"{target}: {error.strerror}", hint="is it mounted, or do you need sudo?") from error
     try:
         if not device:
-            os.ftruncate(fd, 0)
-            os.ftruncate(fd, size)
+            try:
+                os.ftruncate(fd, 0)
+                os.ftruncate(fd, size)
+            except OSError as error:
+                raise WriteError(f"{target}: {error.strerror}", hint="choose another place") from error
         if (room := os.lseek(fd, 0, os.SEEK_END)) < size:
             raise DiskError(f"{target}: {room} bytes, the image needs {size}", hint="take a larger one")
         yield fd

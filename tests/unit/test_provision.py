@@ -81,11 +81,11 @@ def test_the_files_of_a_gateway(folder: Path) -> None:
         "/identity/trust-fleet.pub": "640",
         "/network/20-wired.network": "644",
         "/network/25-wireless.network": "644",
-        "/network/wpa_supplicant.conf": "600",
+        "/network/wpa_supplicant-wlan0.conf": "600",
     }
     assert [path for path, entry in entries.items() if entry.secret] == [
         "/identity/key.pem",
-        "/network/wpa_supplicant.conf",
+        "/network/wpa_supplicant-wlan0.conf",
     ]
     config = tomllib.loads(entries["/etc/octogate.toml"].data.decode())
     assert config["uplink"] == {
@@ -106,7 +106,7 @@ def test_what_differs_is_shown_and_no_secret(folder: Path) -> None:
     present["/identity/key.pem"] = Present(digest(b"old"), 0o640, b"old")
     present["/etc/timezone"] = Present(digest(b"UTC\n"), 0o644, b"UTC\n")
     present["/etc/authorized_keys"] = Present(digest(entries["/etc/authorized_keys"].data), 0o644)
-    del present["/network/wpa_supplicant.conf"]
+    del present["/network/wpa_supplicant-wlan0.conf"]
     lines = changes(present, entries)
     assert lines == [
         "mode     /data/etc/authorized_keys: 644 -> 600",
@@ -115,7 +115,7 @@ def test_what_differs_is_shown_and_no_secret(folder: Path) -> None:
         "    -UTC",
         "    +Europe/Berlin",
         "changed  /data/identity/key.pem (secret)",
-        "new      /data/network/wpa_supplicant.conf (secret)",
+        "new      /data/network/wpa_supplicant-wlan0.conf (secret)",
     ]
     assert "PRIVATE" not in repr((entries, present))
 
@@ -177,7 +177,7 @@ def test_no_name_of_a_network_can_add_a_line(ssid: str) -> None:
     if len(ssid.encode()) > 32:
         return
     found = network_files(None, [WifiTable(ssid=ssid, country="DE")], Path)
-    text = found["/network/wpa_supplicant.conf"][0].decode()
+    text = found["/network/wpa_supplicant-wlan0.conf"][0].decode()
     assert re.fullmatch(r"country=DE\n\nnetwork=\{\n    ssid=[0-9a-f]+\n    priority=1\n    key_mgmt=NONE\n\}\n", text)
 
 
@@ -185,7 +185,7 @@ def test_the_key_of_a_network_is_that_of_the_standard(tmp_path: Path) -> None:
     """IEEE 802.11, annex J.4.2, first test vector."""
     (tmp_path / "p").write_text("password\n")
     table = WifiTable(ssid="IEEE", country="DE", password_file="p")
-    data, secret = network_files(None, [table], lambda text: tmp_path / text)["/network/wpa_supplicant.conf"]
+    data, secret = network_files(None, [table], lambda text: tmp_path / text)["/network/wpa_supplicant-wlan0.conf"]
     assert b"psk=f42c6fc52df0ebef9ebb4b90b38a5f902e83fe1b135a70e23aed762e9710a12e\n" in data
     assert secret
     assert b"password" not in data
