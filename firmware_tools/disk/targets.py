@@ -11,7 +11,7 @@ import msgspec
 from firmware_tools.disk.errors import DiskError
 
 MAX_JSON = 4 << 20  # bytes; a machine with a hundred disks gives a tenth of it
-_COLUMNS = "NAME,PATH,TYPE,SIZE,MODEL,VENDOR,SERIAL,TRAN,RM,HOTPLUG,RO,MOUNTPOINTS,FSTYPE"
+_COLUMNS = "NAME,PATH,TYPE,SIZE,MODEL,VENDOR,SERIAL,TRAN,RM,HOTPLUG,RO,MOUNTPOINTS,FSTYPE,LABEL"
 _MEMBERS = {"linux_raid_member": "RAID", "LVM2_member": "LVM", "crypto_LUKS": "encryption", "zfs_member": "ZFS"}
 _SYSTEM = {
     "/": "the system (/)",
@@ -37,6 +37,7 @@ class Device(msgspec.Struct, frozen=True):
     ro: bool = False
     mountpoints: tuple[str | None, ...] = ()
     fstype: str | None = None
+    label: str | None = None
     children: tuple[Device, ...] = ()
 
     @property
