@@ -22,7 +22,6 @@ from firmware_tools.disk import targets
 from firmware_tools.disk.bar import Bar
 from firmware_tools.disk.errors import DiskError
 from gateway.errors import ControlError, OctogateError, UplinkError
-from sdk.authority import Authority, Signer, default_folder
 from sdk.client import over_mqtt
 from sdk.provision_ssh import Ssh
 
@@ -55,10 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     make.add_argument("--image", type=Path, help="take this image")
     make.add_argument("--models", action="append", type=Path, default=[], help="a model bundle to put into it")
     make.add_argument("--version", default="", help="what the update calls itself; without it the image's digest")
-    make.add_argument("--ca", type=Path, default=default_folder(), help="folder of your authority, which signs it")
-    make.add_argument("--key", type=Path, help="sign with this key instead (PEM, with --cert and --keyring)")
-    make.add_argument("--cert", type=Path)
-    make.add_argument("--keyring", type=Path)
+    make.add_argument("--keys", type=Path, default=update_bundle.default_keys(), help="folder of your keys for updates")
     make.add_argument("--out", type=Path, help="the file; octogate-BOARD.raucb beside the image without it")
     push = commands.add_parser("push", help="send an update to a gateway, by SSH or by its broker")
     push.set_defaults(run=_push)
@@ -78,16 +74,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _bundle(args: argparse.Namespace) -> int:
-    if args.key or args.cert or args.keyring:
-        if not (args.key and args.cert and args.keyring):
-            raise DiskError("--key, --cert and --keyring go together")
-        signer = Signer(args.key, args.cert, args.keyring)
-    else:
-        signer = Authority(args.ca).signer()
     image = update_bundle.find_image(args.board, args.image)
     with Bar(_err) as bar:
         made = update_bundle.make(
-            image, signer, out=args.out, version=args.version, models=args.models, progress=bar.progress
+            image, args.keys, out=args.out, version=args.version, models=args.models, progress=bar.progress
         )
     print(
         f"wrote {made.path}: {targets.size_text(made.path.stat().st_size)} for {made.compatible}, version {made.version}"

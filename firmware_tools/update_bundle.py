@@ -18,7 +18,7 @@ from pathlib import Path
 from firmware_tools.disk.errors import DiskError
 from firmware_tools.disk.ext4 import FileSystem
 from firmware_tools.disk.source import Image, copy_out, open_image
-from sdk.authority import Signer
+from sdk.authority import default_folder
 from sdk.provision import Entry
 
 IMAGES = Path("build/image")
@@ -26,7 +26,10 @@ SLOT = "rootA"
 MODELS = "/usr/share/octogate/bundles"  # where the image has its models
 ADAPTIVE = (1, 8)  # the first RAUC with block-hash-index
 _NAME = re.compile(r"octogate-([a-z0-9]+)\.img(\.zst)?")
-_VERSION = re.compile(r"[A-Za-z0-9_.+:-]{1,60}")
+_VERSION = re.compile(r"[A-Za-z0-9_.+-]{1,60}")
+OS_RELEASE = "/usr/lib/os-release"
+SIGNER_KEY, SIGNER, KEYRING = "signer.key", "signer.pem", "ca.pem"  # made by the first ./inv image.build
+_IMAGE_VERSION = re.compile(rb'^IMAGE_VERSION="?([A-Za-z0-9._+-]{1,64})"?$', re.MULTILINE)
 _RAUC = re.compile(r"rauc (\d+)\.(\d+)")
 
 Progress = Callable[[str, int, int], None]
@@ -53,7 +56,7 @@ def find_image(board: str, path: Path | None) -> Image:
 
 def make(
     image: Image,
-    signer: Signer,
+    keys: Path,
     *,
     out: Path | None = None,
     version: str = "",
@@ -63,8 +66,9 @@ def make(
     """Write the bundle: all of it or nothing.
 
     Args:
+        keys: folder with the signer's key and certificate, and the authority that the images know.
         out: the file; `octogate-<board>.raucb` beside the image if None.
-        version: what it calls itself; the beginning of its root's sha256 if empty.
+        version: what it calls itself; as the image does if empty.
 
     Raises:
         DiskError: the image's name tells no board, a model has no room in it, or rauc refuses.
@@ -74,32 +78,55 @@ def make(
         raise DiskError(f"{image.path}: its name tells no board", hint="octogate-<board>.img.zst, as it was built")
     compatible = f"octogate-{named[1]}"
     target = out or image.path.with_name(f"{compatible}.raucb")
+    if version and not _VERSION.fullmatch(version):
+        raise DiskError(f"{version[:60]!r} is no version", hint="letters, digits and . _ + -")
+    for name in (SIGNER_KEY, SIGNER, KEYRING):
+        if not (keys / name).is_file():
+            raise DiskError(f"{keys / name}: missing", hint="./inv image.build makes your keys; restore them if it did")
     adaptive = _rauc_version() >= ADAPTIVE
     with tempfile.TemporaryDirectory(prefix=".octogate-", dir=target.absolute().parent) as name:
         folder = Path(name)
         content = folder / "content"
         content.mkdir()
         root = content / "rootfs.ext4"
-        progress("reading", 0, 4)
+        progress("bundle", 0, 4)
         copy_out(image, image.partition(SLOT), root)
-        if models:
-            FileSystem(root).write({f"{MODELS}/{path.name}": _model(path) for path in models})
-        progress("hashing", 1, 4)
-        version = version or _digest(root)[:12]
+        progress("bundle", 1, 4)
+        version = _filled(FileSystem(root), {f"{MODELS}/{path.name}": _model(path) for path in models}, version)
         (content / "manifest.raucm").write_text(_manifest(compatible, version, adaptive))
-        progress("packing", 2, 4)
+        progress("bundle", 2, 4)
         new = folder / "new.raucb"
-        _rauc(signer, "bundle", str(content), str(new))
-        progress("checking", 3, 4)
-        _rauc(signer, "info", str(new))  # by the keyring that the gateways have
+        _rauc(keys, "bundle", str(content), str(new))
+        progress("bundle", 3, 4)
+        _rauc(keys, "info", str(new))  # by the keyring that the gateways have
         new.replace(target)
-        progress("done", 4, 4)
+        progress("bundle", 4, 4)
     return Made(target, compatible, version, adaptive)
 
 
+def default_keys() -> Path:
+    """Where a developer's keys for updates are, beside the authority of the gateways."""
+    return default_folder().with_name("update")
+
+
+def _filled(root: FileSystem, models: dict[str, Entry], version: str) -> str:
+    """Put the models in; the root's version. With other models it is another build, which has yet to show its health."""
+    release = root.present([OS_RELEASE]).get(OS_RELEASE)
+    text = (release.data if release else None) or b""
+    found = _IMAGE_VERSION.search(text)
+    if found is None:
+        raise DiskError("the image does not say its version", hint="build it with ./inv image.build")
+    named = found[1].decode()
+    if models or version not in ("", named):
+        digests = "".join(f"{path} {hashlib.sha256(entry.data).hexdigest()}\n" for path, entry in models.items())
+        named = version or f"{named[:50]}+{hashlib.sha256(digests.encode()).hexdigest()[:8]}"
+        changed = text[: found.start()] + f"IMAGE_VERSION={named}".encode() + text[found.end() :]
+        root.check()
+        root.write({**models, OS_RELEASE: Entry(changed)})
+    return named
+
+
 def _manifest(compatible: str, version: str, adaptive: bool) -> str:
-    if not _VERSION.fullmatch(version):
-        raise DiskError(f"{version[:60]!r} is no version", hint="letters, digits and . _ + : -")
     text = f"[update]\ncompatible={compatible}\nversion={version}\n\n[bundle]\nformat=verity\n\n"
     return text + "[image.rootfs]\nfilename=rootfs.ext4\n" + ("adaptive=block-hash-index\n" if adaptive else "")
 
@@ -109,11 +136,6 @@ def _model(path: Path) -> Entry:
         return Entry(path.read_bytes())
     except OSError as error:
         raise DiskError(f"{path}: {error.strerror}", hint="./inv models.build makes it") from error
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _rauc_version() -> tuple[int, int]:
@@ -126,8 +148,8 @@ def _rauc_version() -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-def _rauc(signer: Signer, *command: str) -> None:
-    options = [f"--cert={signer.certificate}", f"--key={signer.key}", f"--keyring={signer.keyring}"]
+def _rauc(keys: Path, *command: str) -> None:
+    options = [f"--cert={keys / SIGNER}", f"--key={keys / SIGNER_KEY}", f"--keyring={keys / KEYRING}"]
     options = options[2:] if command[0] == "info" else options
     try:
         done = subprocess.run(

@@ -2,9 +2,9 @@
 
     ca.key ca.pem           EC P-256; the key is nobody else's to read (0600, in a folder of 0700)
     gateways/NAME.key .pem  of each gateway, to be put on it again should its card be lost
-    update.key update.pem   signs updates of the whole machine; an image that has ca.pem as RAUC's keyring believes it
-    issued.jsonl            one line a certificate: serial number, of whom, until when
+    issued.jsonl            one line a certificate: serial number, gateway, until when
 
+It signs no updates: those have keys of their own, so that no gateway's certificate can sign one.
 A broker that trusts ca.pem knows a gateway by its certificate (mosquitto: `require_certificate`, and
 `use_identity_as_username` makes the gateway's id its user name in access lists).
 """
@@ -44,15 +44,6 @@ _DAY = datetime.timedelta(days=1)
 def default_folder() -> Path:
     """Where a developer's authority lives: `octogate/ca` in XDG_CONFIG_HOME, which is ~/.config if not set."""
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "octogate" / "ca"
-
-
-@dataclass(frozen=True)
-class Signer:
-    """Files (PEM) to sign updates with: private key, certificate, and what the images' keyring has to be."""
-
-    key: Path
-    certificate: Path
-    keyring: Path
 
 
 @dataclass(frozen=True)
@@ -99,23 +90,6 @@ class Authority:
             write_secret(folder / f"{gateway}.key", _private(private))
             write_secret(folder / f"{gateway}.pem", _pem(made))
             return Identity(gateway, _private(private), _pem(made), _pem(certificate), new=True)
-
-    def signer(self) -> Signer:
-        """Who signs updates, made on first use. It is no gateway's: RAUC does not take those for signers."""
-        with self._locked():
-            key, certificate = self._authority()
-            files = Signer(self.folder / "update.key", self.folder / "update.pem", self.folder / "ca.pem")
-            if not files.certificate.exists():  # written after its key
-                private = ec.generate_private_key(ec.SECP256R1())
-                # as long as the authority: a gateway that was away for years must still believe its update
-                until = certificate.not_valid_after_utc
-                builder = _builder("Octogate updates", certificate.subject, private.public_key(), until)
-                builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-                made = builder.add_extension(_usage(signs=False), critical=True).sign(key, hashes.SHA256())
-                self._record("(updates)", made)
-                write_secret(files.key, _private(private))
-                write_secret(files.certificate, _pem(made))
-            return files
 
     def kept(self, gateway: str) -> Identity | None:
         """The key and certificate that are there and hold for long enough; makes nothing."""
