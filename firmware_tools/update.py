@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
+import ssl
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -65,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     push.add_argument("--wait", type=float, default=900.0, help="seconds until it must be healthy")
     push.add_argument("--gateway", default="", help="by MQTT: the gateway's id")
     push.add_argument("--broker", default="", help="HOST or HOST:PORT")
+    push.add_argument("--broker-ca", type=Path, help="PEM file of who signed the broker's certificate; turns TLS on")
+    push.add_argument("--user", default="", help="your user name at the broker")
+    push.add_argument("--password-file", type=Path)
     push.add_argument("--key", type=Path, help="key that signs commands, where the gateway asks for it")
     stick = commands.add_parser("usb", help="put an update on a stick that is mounted")
     stick.set_defaults(run=_usb)
@@ -108,10 +112,17 @@ def _push(args: argparse.Namespace) -> int:
 
 
 async def _by_mqtt(args: argparse.Namespace) -> int:
-    host, _, port = (
-        args.broker.rpartition(":") if args.broker.rpartition(":")[2].isdigit() else (args.broker, "", "1883")
-    )
-    async with over_mqtt(args.gateway, host, int(port), key=args.key) as gateway:
+    """The gateway receives it in blocks; the image's own service installs it and starts the machine anew."""
+    host, _, port = args.broker.rpartition(":")
+    if not port.isdigit() or not host:
+        host, port = args.broker, "8883" if args.broker_ca else "1883"
+    try:
+        tls = ssl.create_default_context(cafile=str(args.broker_ca)) if args.broker_ca else None
+        password = args.password_file.read_text().rstrip("\r\n") if args.password_file else ""
+    except (OSError, UnicodeDecodeError) as error:  # ssl's errors are of this kind, too
+        raise DiskError(f"--broker-ca or --password-file: {error}") from error
+    account = over_mqtt(args.gateway, host, int(port), username=args.user, password=password, tls=tls, key=args.key)
+    async with account as gateway:
         with Bar(_err) as bar:
             state = await gateway.update(args.bundle, lambda have, size: bar.progress("sending", have, size))
     print(
@@ -169,9 +180,9 @@ def _check_stick(folder: Path) -> None:
         raise DiskError(f"{folder}: nothing is mounted there", hint="mount the stick, and name the folder")
     parts = [part for device in targets.devices() for part in device.parts()]
     found = next((part for part in parts if str(folder.resolve()) in part.mountpoints), None)
-    if found is not None and found.label != LABEL:
+    if found is not None and (label := found.label or targets.label_of(found.path)) != LABEL:
         hint = f"fatlabel {found.path} {LABEL}, with the stick unmounted"
-        raise DiskError(f"{folder}: its label is '{found.label or ''}', a gateway looks for {LABEL}", hint=hint)
+        raise DiskError(f"{folder}: its label is '{label}', a gateway looks for {LABEL}", hint=hint)
 
 
 if __name__ == "__main__":

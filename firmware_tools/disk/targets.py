@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -79,6 +80,16 @@ def devices() -> tuple[Device, ...]:
         raise DiskError("there is no lsblk", hint="install util-linux; only Linux machines can flash") from error
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         raise DiskError(f"lsblk: {error}") from error
+
+
+def label_of(path: str) -> str:
+    """The label of the file system on a device, from the device itself: lsblk has it from udev, which may not run."""
+    program = shutil.which("blkid", path="/usr/sbin:/sbin:/usr/bin:/bin")
+    if program is None:
+        return ""
+    command = [program, "--probe", "--output", "value", "--match-tag", "LABEL", "--", path]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    return done.stdout.decode(errors="replace").strip()
 
 
 def refusal(device: Device, needed: int = 0) -> str:

@@ -25,13 +25,13 @@ class Updates:
     """The folder of updates on their way.
 
     Args:
-        installer: who has to be there for an update to be installed at all.
-        outcome: where that one writes what became of it.
+        installer: who has to be there for an update to be installed at all; the image's if None.
+        outcome: where that one writes what became of it; the image's if None.
     """
 
-    def __init__(self, folder: Path, installer: Path = INSTALLER, outcome: Path = OUTCOME) -> None:
+    def __init__(self, folder: Path, installer: Path | None = None, outcome: Path | None = None) -> None:
         self._folder = folder
-        self._installer, self._outcome = installer, outcome
+        self._installer, self._outcome = installer or INSTALLER, outcome or OUTCOME
         self._files = Bundles(folder, ".raucb")
 
     def put(self, block: BundlePutArgs) -> Have:

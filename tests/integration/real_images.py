@@ -41,6 +41,8 @@ def build(folder: Path) -> Path:
     for name in ("rootA", "data"):
         (tree / name / "etc").mkdir(parents=True)
         (tree / name / "etc" / "hostname").write_text("octogate\n")
+    (tree / "rootA" / "usr" / "lib").mkdir(parents=True)
+    (tree / "rootA" / "usr" / "lib" / "os-release").write_text("ID=debian\nIMAGE_ID=octogate-qemu\nIMAGE_VERSION=v1\n")
     (tree / "rootA" / "program").write_bytes(chance.randbytes(24 * MIB))
     for name in ("rootA", "rootB", "data"):
         part = folder / name
