@@ -37,7 +37,6 @@ _err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; its exit status."""
     args = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: what was begun is said to be incomplete
     try:
         return _flash(args) if args.to else _list(args)
     except OctogateError as error:
@@ -175,4 +174,5 @@ def _report(args: argparse.Namespace, written: Written, seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _ended)  # as Ctrl-C: what was begun is said to be incomplete
     sys.exit(main())
