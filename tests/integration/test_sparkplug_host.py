@@ -31,6 +31,11 @@ def has_counts(line: Line) -> bool:
     return any(metric["name"] == "count/n" for metric in line["metrics"])
 
 
+def counted(line: Line) -> float:
+    """The press's count; -1 where the line does not tell it."""
+    return float(values(line).get("count/n", -1.0))
+
+
 def assert_ordered(host: ForeignHost, since: int) -> None:
     """seq without a gap from each NBIRTH on, as a host checks it."""
     expected = None
@@ -79,9 +84,16 @@ def test_a_foreign_host_follows_the_daemon_through_births_data_and_deaths(tmp_pa
                     assert values(await host.until("NBIRTH", since=at))["bdSeq"] == 0
                     await host.until("DBIRTH", "press", since=at)
 
-                    host.ask("write press count/n 7")  # a node takes no commands yet: refused, and said
+                    await host.until("DDATA", "press", that=lambda line: counted(line) > 500)
+                    at = host.mark()
+                    host.ask("write press count/n 7")  # the node counts on from there, and the host sees it
+                    said = await gateway.until(lambda s: any(e.name == "command.done" for e in s.events), "the write")
+                    assert "press: count/n = 7" in next(e for e in said.events if e.name == "command.done").message
+                    written = await host.until("DDATA", "press", since=at, that=lambda line: 0 <= counted(line) < 500)
+                    assert counted(written) >= 7
+                    host.ask("write press count/none 7")
                     said = await gateway.until(lambda s: any(e.name == "command.refused" for e in s.events), "refusal")
-                    assert "press: count/n" in next(e for e in said.events if e.name == "command.refused").message
+                    assert "count/none" in next(e for e in said.events if e.name == "command.refused").message
 
                     at = host.mark()
                     press.unplug()
