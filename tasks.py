@@ -16,16 +16,24 @@ from invoke.context import Context
 from invoke.exceptions import Exit
 from invoke.tasks import task
 
+from firmware_tools import device_tasks
+
 ROOT = Path(__file__).resolve().parent
 # What the integration tests start or read -> the Debian package that has it.
 SYSTEM_PROGRAMS = {
     "/usr/share/firmware-microbit-micropython/firmware.hex": "firmware-microbit-micropython",
+    "bmaptool": "bmap-tools",
+    "debugfs": "e2fsprogs",
     "faketime": "faketime",
     "mosquitto": "mosquitto",
     "node": "nodejs",
     "npm": "npm",
     "postgres": "postgresql",
     "qemu-system-arm": "qemu-system-arm",
+    "rauc": "rauc",
+    "sfdisk": "fdisk",
+    "ssh": "openssh-client",
+    "sshd": "openssh-server",
     "strace": "strace",
     # an RTSP server has no program of its own: files, as patterns
     "/usr/lib/*/girepository-1.0/GstRtspServer-1.0.typelib": "gir1.2-gst-rtsp-server-1.0",
@@ -338,3 +346,8 @@ def quiet_apt(command: list[str]) -> None:
 namespace = Collection(test, lint, lock, clean, demo, bench)
 namespace.add_collection(Collection("models", models_list, models_build, models_evaluate))
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))
+namespace.add_collection(Collection("image", device_tasks.image_flash))
+namespace.add_collection(Collection("provision", device_tasks.provision_device))
+namespace.add_collection(
+    Collection("update", device_tasks.update_bundle, device_tasks.update_push, device_tasks.update_usb)
+)

@@ -132,6 +132,10 @@ class BundleDropArgs(Part, frozen=True):
     sha256: Sha256
 
 
+class UpdateInstallArgs(Part, frozen=True):
+    sha256: Sha256
+
+
 class SourceWriteArgs(Part, frozen=True):
     source: Annotated[str, Meta(max_length=48)]
     metric: Annotated[str, Meta(max_length=128)]
@@ -165,6 +169,13 @@ class Have(msgspec.Struct, frozen=True, omit_defaults=True):
 
     have: int
     path: str = ""
+
+
+class UpdateState(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What became of an update since the machine started: `none`, `installing`, `installed`, `nothing`, `refused`."""
+
+    state: str
+    message: str = ""
 
 
 class ShadowCount(msgspec.Struct, frozen=True):

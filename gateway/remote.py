@@ -30,6 +30,8 @@ from gateway.command import (
     Reported,
     SnapshotArgs,
     SourceWriteArgs,
+    UpdateInstallArgs,
+    UpdateState,
 )
 from gateway.config import Config
 from gateway.contract import AUDIT_STREAM, BatchKind, Event, GatewayStatus, Severity, SourceState
@@ -38,6 +40,7 @@ from gateway.sync.blocks import Blobs, Bundles
 from gateway.sync.commands import Commands, Guard, Operation
 from gateway.sync.desired import Desired, Health, Need, Phase, digest_of, unhealthy
 from gateway.sync.journal import Journal
+from gateway.sync.updates import Updates
 
 log = logging.getLogger("octogate")
 LOOK_S = (0.1, 1.0)  # between two looks at a config on trial: a twentieth of health_s, within these
@@ -85,6 +88,7 @@ class Remote:
         self._restart = False
         folder = host.config.data_dir
         self._bundles = Bundles(folder / "bundles")
+        self._updates = Updates(folder / "updates")
         self._blobs = Blobs(folder / "commands" / "blobs")
         self._tail = diagnostics.LogTail()
         self.commands = Commands(
@@ -137,6 +141,9 @@ class Remote:
             "model.list": Operation(NoArgs, self._model_list),
             "model.swap": Operation(ModelSwapArgs, self._model_swap, changes=True),
             "model.rollback": Operation(ModelRollbackArgs, self._model_rollback, changes=True),
+            "update.put": Operation(BundlePutArgs, self._update_put, changes=True, once=False, opening=begins),
+            "update.install": Operation(UpdateInstallArgs, self._update_install, changes=True),
+            "update.status": Operation(NoArgs, self._update_status),
             "source.write": Operation(SourceWriteArgs, self._source_write, changes=True),
             "blocks.get": Operation(BlocksGetArgs, self._blocks_get, once=False, opening=lambda _: False),
         }
@@ -236,6 +243,15 @@ class Remote:
 
     async def _model_rollback(self, args: ModelRollbackArgs, _: str) -> ModelSwap:
         return await self._host.models.rollback(args)
+
+    async def _update_put(self, args: BundlePutArgs, _: str) -> Have:
+        return await asyncio.to_thread(self._updates.put, args)
+
+    async def _update_install(self, args: UpdateInstallArgs, _: str) -> UpdateState:
+        return await asyncio.to_thread(self._updates.install, args.sha256)
+
+    async def _update_status(self, _: NoArgs, __: str) -> UpdateState:
+        return await asyncio.to_thread(self._updates.state)
 
     async def _source_write(self, args: SourceWriteArgs, _: str) -> str:
         await self._host.write(args.source, args.metric, args.value)

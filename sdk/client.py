@@ -27,7 +27,7 @@ import paho.mqtt.client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 
 from gateway import command
-from gateway.command import Accepted, Answer, Blob, Block, ConfigText, Have, Reported, Request
+from gateway.command import Accepted, Answer, Blob, Block, ConfigText, Have, Reported, Request, UpdateState
 from gateway.contract import TOPIC_ROOT, GatewayStatus
 from gateway.control import Client
 from gateway.errors import ControlError, UplinkError
@@ -122,21 +122,35 @@ class Gateway:
 
     async def put_bundle(self, path: Path, progress: Callable[[int, int], None] = lambda have, size: None) -> str:
         """Send a model bundle, from where an earlier attempt ended; the path on the gateway, for `model.bundle`."""
+        return (await self._put_file("bundle.put", path, progress))[1]
+
+    async def update(self, path: Path, progress: Callable[[int, int], None] = lambda have, size: None) -> UpdateState:
+        """Send an update of the whole machine, from where an earlier attempt ended, and have it installed.
+
+        The machine starts anew by itself when that is done; `update_state` says why if it does not.
+        """
+        digest, _ = await self._put_file("update.put", path, progress)
+        return await self.ask("update.install", UpdateState, sha256=digest)
+
+    async def update_state(self) -> UpdateState:
+        return await self.ask("update.status", UpdateState)
+
+    async def _put_file(self, op: str, path: Path, progress: Callable[[int, int], None]) -> tuple[str, str]:
         digest, size = await asyncio.to_thread(_digest, path)
-        have = await self.ask("bundle.put", Have, sha256=digest, size=size)
+        have = await self.ask(op, Have, sha256=digest, size=size)
         block = self._transport.block
         while not have.path:
             offsets = range(have.have, size, block)[: self._transport.window]
             async with _unwrapped(), asyncio.TaskGroup() as tasks:
-                puts = [tasks.create_task(self._put(path, digest, size, at, block), name=f"put {at}") for at in offsets]
+                puts = [tasks.create_task(self._put(op, path, digest, size, at), name=f"put {at}") for at in offsets]
             # a block that came out of its turn was not taken, and the furthest answer says where to go on
             have = max((put.result() for put in puts), key=lambda answer: (bool(answer.path), answer.have))
             progress(have.have, size)
-        return have.path
+        return digest, have.path
 
-    async def _put(self, path: Path, digest: str, size: int, offset: int, block: int) -> Have:
-        data = await asyncio.to_thread(_read, path, offset, block)
-        return await self.ask("bundle.put", Have, sha256=digest, size=size, offset=offset, data=data)
+    async def _put(self, op: str, path: Path, digest: str, size: int, offset: int) -> Have:
+        data = await asyncio.to_thread(_read, path, offset, self._transport.block)
+        return await self.ask(op, Have, sha256=digest, size=size, offset=offset, data=data)
 
     async def drop_bundle(self, sha256: str) -> None:
         """Delete a bundle that was sent there and is not in use."""

@@ -25,7 +25,7 @@ MAX_BLOB = 16 << 20
 
 
 @contextmanager
-def _explained(folder: Path) -> Iterator[None]:
+def explained(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -54,14 +54,15 @@ class _Turns:
 
 
 class Bundles:
-    """The folder of bundles that were sent here."""
+    """The folder of bundles that were sent here, or of other files that come in the same blocks."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, suffix: str = ".octo") -> None:
         self._folder = folder
+        self._suffix = suffix
         self._turns = _Turns()
 
     def path(self, sha256: str) -> Path:
-        return self._folder / f"{sha256}.octo"
+        return self._folder / f"{sha256}{self._suffix}"
 
     def put(self, block: BundlePutArgs) -> Have:
         """Take one block; a block that does not join what is there is not taken, and the answer says where to go on.
@@ -70,7 +71,7 @@ class Bundles:
             ControlError: no room, or the whole has another hash (then it is begun anew).
             StoreError: the disk refused.
         """
-        with _explained(self._folder):
+        with explained(self._folder):
             whole, part = self.path(block.sha256), self._folder / f"{block.sha256}.part"
             if whole.exists():
                 return Have(block.size, str(whole))
@@ -90,7 +91,7 @@ class Bundles:
 
     def drop(self, sha256: str) -> None:
         """Delete a bundle, or what has come of it."""
-        with _explained(self._folder):
+        with explained(self._folder):
             found = [path for path in (self.path(sha256), self._folder / f"{sha256}.part") if path.exists()]
             if not found:
                 raise ControlError(f"no bundle {sha256[:12]} was sent here")
@@ -147,7 +148,7 @@ class Blobs:
         if len(data) > MAX_BLOB:
             raise ControlError(f"{len(data)} bytes are more than can be fetched", hint=f"at most {MAX_BLOB}")
         sha256 = hashlib.sha256(data).hexdigest()
-        with _explained(self._folder):
+        with explained(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             kept = sorted(self._folder.iterdir(), key=self._turns.age)
             for path in kept[: max(0, len(kept) - MAX_BLOBS + 1)]:
@@ -161,7 +162,7 @@ class Blobs:
     def get(self, wanted: BlocksGetArgs) -> Block:
         """One block; ControlError when the blob is no longer here."""
         path = self._folder / wanted.blob
-        with _explained(self._folder):
+        with explained(self._folder):
             if not path.exists():
                 raise ControlError(f"{wanted.blob[:12]} is not here any more", hint="ask for it again")
             with path.open("rb") as file:

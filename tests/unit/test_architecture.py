@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
         "gateway.blocks": "puts the pictures together that the gateway sends in blocks",
         "gateway.config": "checks a config before it is deployed",
         "gateway.durable": "keeps pictures as the gateway does",
+        "gateway.tables": "the base of a strict TOML table",
         "gateway.clock": "dates readings as the gateway does",
         "gateway.control": "the client side of the control socket",
         "gateway.command": "asks a gateway from afar",

@@ -1,0 +1,1 @@
+"""Disk images: block maps, partition tables, targets, writing with proof, and changing the data partition."""
