@@ -80,7 +80,9 @@ def hybrid_mbr(sector: bytes, boot: Partition) -> bytes:
     """
     if len(sector) != SECTOR or sector[510:] != b"\x55\xaa" or sector[450] != 0xEE:
         raise ValueError("this is not the first sector of a GPT disk")
-    entry = struct.pack("<B3sB3sII", 0, b"\xfe\xff\xff", 0x0C, b"\xfe\xff\xff", boot.offset // SECTOR, boot.size // SECTOR)
+    entry = struct.pack(
+        "<B3sB3sII", 0, b"\xfe\xff\xff", 0x0C, b"\xfe\xff\xff", boot.offset // SECTOR, boot.size // SECTOR
+    )
     return sector[:462] + entry + sector[478:]
 
 

@@ -30,7 +30,9 @@ def run(
     try:
         done = subprocess.run(words, input=given, capture_output=True, env=settings, cwd=cwd, check=False)
     except OSError as error:
-        raise BuildError(f"{words[0]}: {error.strerror}", hint="./inv image.build names the package it is in") from error
+        raise BuildError(
+            f"{words[0]}: {error.strerror}", hint="./inv image.build names the package it is in"
+        ) from error
     if done.returncode:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()[-MAX_SAID:]
         raise BuildError(f"{' '.join(words)[:300]}: exit code {done.returncode}: {said}")
