@@ -29,6 +29,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
         boot_mib, slot_mib, data_mib: sizes of the partitions, in MiB; data grows at first boot.
         packages: Debian packages beside those that every image has.
         non_free_firmware: takes packages from Debian's section of that name too.
+        backports: the kernel is the suite's newer one (Debian's backports).
         initrd: modules for the disk and the watchdog, by name, in order.
         modules: more modules of the root, as in firmware_tools/imaging/modules.txt.
         boot_packages: Debian packages that are unpacked for `boot_files`, and not installed.
@@ -47,6 +48,7 @@ class Board(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     data_mib: Mib = 64
     packages: tuple[PackageName, ...] = ()
     non_free_firmware: bool = False
+    backports: bool = False
     initrd: tuple[Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]+\Z")], ...] = ()
     modules: tuple[Pattern, ...] = ()
     boot_packages: tuple[PackageName, ...] = ()

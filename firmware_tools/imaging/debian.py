@@ -16,8 +16,22 @@ EPOCH = 1763856000  # of the root's own files; the image's time is taken from th
 SUITES = {"trixie": "3.13", "bookworm": "3.11"}  # suite -> its Python
 BASE = (
     *("systemd-sysv", "udev", "dbus", "kmod", "iproute2", "procps", "login", "mount", "less", "zstd", "tzdata"),
-    *("e2fsprogs", "fdisk", "rauc", "rauc-service", "libubootenv-tool", "systemd-timesyncd", "systemd-zram-generator"),
+    *(
+        "e2fsprogs",
+        "fdisk",
+        "rauc",
+        "rauc-service",
+        "libubootenv-tool",
+        "systemd-timesyncd",
+        "systemd-resolved",
+        "systemd-zram-generator",
+    ),
     *("openssh-server", "openssl", "ca-certificates", "nftables", "python3", "libstdc++6", "libgomp1"),
+)
+# A Python for this machine, unpacked and run where it is.
+COMPILER = (
+    *("python{python}-minimal", "libpython{python}-minimal", "libpython{python}-stdlib"),
+    *("libc6", "zlib1g", "libexpat1"),
 )
 EXCLUDED = ("/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*", "/usr/share/lintian/*")
 MAX_CONTROL = 64 << 20
@@ -81,13 +95,14 @@ def enable_emulation() -> None:
 
 
 class Archive:
-    """Packages of arm64 that are fetched, not installed; apt's lists are in a folder of our own."""
+    """Packages that are fetched, not installed; apt's lists are in a folder of our own."""
 
-    def __init__(self, folder: Path, suite: str, *, backports: bool = False) -> None:
+    def __init__(self, folder: Path, suite: str, *, backports: bool = False, architecture: str = "arm64") -> None:
         self._folder = folder
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "sources.list").write_text(sources(suite, non_free_firmware=True, backports=backports))
+        listing = sources(suite, non_free_firmware=True, backports=backports).replace("arch=arm64", f"arch={architecture}")
+        (folder / "sources.list").write_text(listing)
         self._release = ["--target-release", f"{suite}-backports"] if backports else []
         settings = {
             "Dir::Etc::SourceList": folder / "sources.list",
@@ -95,8 +110,8 @@ class Archive:
             "Dir::State::Lists": folder / "lists",
             "Dir::State::Status": "/dev/null",
             "Dir::Cache": folder,
-            "APT::Architecture": "arm64",
-            "APT::Architectures": "arm64",
+            "APT::Architecture": architecture,
+            "APT::Architectures": architecture,
             "APT::Sandbox::User": "root",
         }
         self._options = [word for key, value in settings.items() for word in ("-o", f"{key}={value}")]

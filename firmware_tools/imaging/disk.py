@@ -135,13 +135,25 @@ def make_ext4(target: Path, size: int, files: Path, *, label: str, board: str, e
     )
 
 
-def assemble(target: Path, board: str, partitions: tuple[Partition, ...], content: Mapping[str, Path | bytes]) -> None:
+def assemble(
+    target: Path,
+    board: str,
+    partitions: tuple[Partition, ...],
+    content: Mapping[str, Path | bytes],
+    *,
+    hybrid: bool = False,
+) -> None:
     """The whole image: the table, and the content of the partitions that have one. Holes stay holes."""
     target.unlink(missing_ok=True)
     with ExitStack() as stack:
         out = stack.enter_context(target.open("w+b"))
         out.truncate(total(partitions))
         host.run("sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", target, stdin=table(board, partitions))
+        if hybrid:
+            out.seek(0)
+            sector = hybrid_mbr(out.read(SECTOR), partitions[0])
+            out.seek(0)
+            out.write(sector)
         for part in partitions:
             what = content.get(part.name)
             if isinstance(what, bytes):

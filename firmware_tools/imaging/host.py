@@ -18,9 +18,13 @@ class BuildError(OctogateError):
 
 
 def run(
-    *command: str | Path, env: Mapping[str, str] | None = None, stdin: str | bytes = b"", cwd: Path | None = None
+    *command: str | Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str | bytes = b"",
+    cwd: Path | None = None,
+    accept: tuple[int, ...] = (0,),
 ) -> bytes:
-    """Run a program to its end and give what it wrote.
+    """Run a program to its end and give what it wrote; `accept` has the exit codes that are no failure.
 
     Raises BuildError: it is not there, or failed; with the end of what it said.
     """
@@ -33,7 +37,7 @@ def run(
         raise BuildError(
             f"{words[0]}: {error.strerror}", hint="./inv image.build names the package it is in"
         ) from error
-    if done.returncode:
+    if done.returncode not in accept:
         said = (done.stderr or done.stdout).decode(errors="replace").strip()[-MAX_SAID:]
         raise BuildError(f"{' '.join(words)[:300]}: exit code {done.returncode}: {said}")
     return done.stdout
