@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,7 @@ from gateway.contract import (
     UplinkStatus,
 )  # fmt: skip
 from gateway.errors import ControlError, StoreError
+from gateway.notify import ServiceManager
 from gateway.panel import process as panel_process
 from gateway.pipelines import Pipelines
 from gateway.remote import Remote
@@ -84,6 +86,7 @@ async def run(
         ConfigError: a model's bundle does not fit its pipeline.
     """
     config.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    manager = ServiceManager.of(os.environ)
     async with AsyncExitStack() as stack:
         app = App(config, Clock(), taps := Taps(config))
         stack.callback(taps.close)
@@ -114,12 +117,21 @@ async def run(
             async with asyncio.TaskGroup() as tasks:
                 app.start(tasks)
                 tasks.create_task(remote.run(), name="remote")
+                if manager.watchdog_s:
+                    tasks.create_task(manager.watch(_writer_lives), name="watchdog")
                 ready()
+                manager.tell("READY=1")
                 await stop.wait()
+                manager.tell("STOPPING=1")
                 await app.leave()
                 raise _Stopped
         except* _Stopped:
             log.info("stopping: storing what is still open")
+
+
+def _writer_lives() -> bool:
+    """The spool's thread has not died; that anybody asks says that the loop runs."""
+    return any(thread.name == "spool" for thread in threading.enumerate())
 
 
 class App:
