@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import tty
-from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 

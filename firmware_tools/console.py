@@ -6,14 +6,18 @@ import asyncio
 import base64
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
+import serial
+
 from gateway.errors import OctogateError
 
 MAX_HELD = 4 << 20  # of what nobody has waited for yet; older text is in the log only
+_READ_BYTES = 65536
 _PIECE = 512  # a line of the terminal has 4096 bytes at most; slow consoles lose what comes at once
 
 
@@ -125,12 +129,34 @@ class Console(asyncio.Protocol):
             raise ConsoleError(f"cannot write {path}: {done.output.strip()}")
 
 
-async def connect(path: Path, log: Path) -> tuple[asyncio.Transport, Console]:
-    """The console behind a unix socket.
+class _Port(asyncio.WriteTransport):
+    """A serial port as what a Console writes to."""
+
+    def __init__(self, port: serial.Serial) -> None:
+        super().__init__()
+        self._port = port
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._port.write(data)  # a line at most: it blocks for milliseconds
+
+
+@contextmanager
+def at_port(path: str, log: Path, baud: int = 115_200) -> Iterator[Console]:
+    """The console at a serial port of this machine, for the length of a block.
 
     Raises:
-        OSError: nobody listens there.
+        ConsoleError: the port cannot be opened.
     """
-    console = Console(log)
-    transport, _ = await asyncio.get_running_loop().create_unix_connection(lambda: console, str(path))
-    return cast(asyncio.Transport, transport), console
+    try:
+        port = serial.Serial(path, baud, timeout=0, exclusive=True)
+    except (OSError, ValueError) as error:
+        raise ConsoleError(f"cannot open {path}: {error}", hint="does no terminal hold it?") from error
+    console, loop = Console(log), asyncio.get_running_loop()
+    console.connection_made(_Port(port))
+    loop.add_reader(port.fileno(), lambda: console.data_received(port.read(_READ_BYTES)))
+    try:
+        yield console
+    finally:
+        loop.remove_reader(port.fileno())
+        port.close()
+        console.connection_lost(None)

@@ -17,6 +17,7 @@ import contextlib
 import random
 import re
 import shutil
+import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -67,7 +68,7 @@ class Machine:
     """An emulated machine, as an async context manager; entered when it has power.
 
     Args:
-        folder: for sockets and logs; made when it is not there. Its path must be short: sockets have 107 characters.
+        folder: for logs; made when it is not there.
         drive: its disk, a file that is written to; None for a machine without.
         chance: which un-flushed sectors survive a cut; None: none of them.
 
@@ -95,6 +96,7 @@ class Machine:
         self._disk: nbd.Disk | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._power = AsyncExitStack()  # what lives while there is power
+        self._sockets = Path()
 
     async def __aenter__(self) -> Self:
         await self.power_on()
@@ -161,14 +163,16 @@ class Machine:
     async def _start(self, more: Sequence[str]) -> None:
         if shutil.which(PROGRAM) is None:
             raise MachineError(f"there is no {PROGRAM}", hint=f"sudo apt-get install {' '.join(PACKAGES.values())}")
+        # not in `folder`: a unix socket's path has 107 characters at most
+        self._sockets = Path(self._power.enter_context(tempfile.TemporaryDirectory(prefix="octogate-")))
         if self._drive is not None:
             self._disk = nbd.Disk(self._drive)
-            await self._power.enter_async_context(nbd.serve(self._disk, self.folder / "disk"))
+            await self._power.enter_async_context(nbd.serve(self._disk, self._sockets / "disk"))
         self.console = Console(self.console_log)
         log = self._power.enter_context((self.folder / "qemu.log").open("ab"))
         loop = asyncio.get_running_loop()
-        async with _visitor(self.folder / "qmp") as control:
-            listening = await loop.create_unix_server(lambda: self.console, self.folder / "console")
+        async with _visitor(self._sockets / "qmp") as control:
+            listening = await loop.create_unix_server(lambda: self.console, self._sockets / "console")
             self._power.callback(listening.close)
             self._process = await asyncio.create_subprocess_exec(
                 PROGRAM, *self._arguments(), *more,
@@ -179,7 +183,7 @@ class Machine:
                 self._power.callback(writer.close)
                 self.qmp = await qmp.greet(reader, writer)
             except (OSError, TimeoutError, qmp.QmpError) as error:
-                said = (self.folder / "qemu.log").read_text(errors="replace").strip().splitlines()[-1:]  # noqa: ASYNC240
+                said = (self.folder / "qemu.log").read_text(errors="replace").strip().splitlines()[-1:]
                 raise MachineError(f"QEMU does not start: {' '.join(said)}", hint=f"see {self.folder}") from error
 
     async def _kill(self) -> None:
@@ -190,7 +194,7 @@ class Machine:
         await self._power.aclose()
 
     def _arguments(self) -> list[str]:
-        hardware, folder = self.hardware, self.folder
+        hardware, folder = self.hardware, self._sockets
         forwards = "".join(f",hostfwd=tcp:127.0.0.1:0-:{port}" for port in hardware.forward)
         arguments = [
             *("-M", "virt", "-cpu", "cortex-a72", "-accel", "tcg,thread=multi,tb-size=256"),
@@ -225,10 +229,10 @@ class Machine:
             ledger: listens to the line.
         """
         cable = Cable(port, ledger)
-        path = self.folder / f"usb-{name}"
+        path = self._sockets / f"usb-{name}"
         loop = asyncio.get_running_loop()
         try:
-            path.unlink(missing_ok=True)  # noqa: ASYNC240  (a local socket, microseconds)
+            path.unlink(missing_ok=True)
             server = await loop.create_unix_server(lambda: cable, path)
             try:
                 address = {"type": "unix", "data": {"path": str(path)}}
@@ -282,6 +286,17 @@ class Machine:
         if found is None:
             raise MachineError(f"port {port} of the guest is not forwarded", hint="name it in Hardware.forward")
         return int(found[1])
+
+
+def interactive(drive: Path) -> list[str]:
+    """The command line of the same machine with its console in this terminal; `drive` is written to. Ctrl-A X ends it."""
+    return [
+        PROGRAM, *("-M", "virt", "-cpu", "cortex-a72", "-accel", "tcg,thread=multi,tb-size=256", "-smp", "2"),
+        *("-m", "1536", "-nodefaults", "-display", "none", "-serial", "mon:stdio", "-bios", str(FIRMWARE)),
+        *("-drive", f"file={drive},format=raw,if=none,id=disk0", "-device", "virtio-blk-pci,drive=disk0"),
+        *("-netdev", "user,id=net0", "-device", "virtio-net-pci,netdev=net0,romfile=", "-device", "virtio-rng-pci"),
+        *("-device", "qemu-xhci,id=usb", "-device", "i6300esb"),
+    ]  # fmt: skip
 
 
 _Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]

@@ -61,7 +61,9 @@ class Disk:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         self.size = os.fstat(self._fd).st_size
         if self.size % SECTOR:
-            raise OctogateError(f"{self.path}: {self.size} bytes are no whole number of sectors", hint="is it an image?")
+            raise OctogateError(
+                f"{self.path}: {self.size} bytes are no whole number of sectors", hint="is it an image?"
+            )
 
     def close(self) -> None:
         """What is in the cache is written: an orderly end."""
@@ -157,7 +159,7 @@ async def _negotiate(reader: asyncio.StreamReader, writer: asyncio.StreamWriter,
         writer.write(_OPTION_REPLY.pack(_REPLY_MAGIC, option, _ACK if known else _UNSUPPORTED, 0))
         await writer.drain()
         if option in (_ABORT, _GO):
-            return option == _GO
+            return bool(option == _GO)
 
 
 async def _transmit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, disk: Disk) -> None:
