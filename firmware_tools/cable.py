@@ -13,6 +13,7 @@ from gateway.errors import LinkError
 from gateway.link import framing, messages
 
 _READ_BYTES = 65536
+_HALF = 1 << 15  # a number that is further ahead is one of before
 
 
 class Cable(asyncio.Protocol):
@@ -109,14 +110,17 @@ class Acknowledged:
     def from_node(self, data: bytes) -> None:
         for frame in self._frames.feed(data):
             _, kind, seq, _ = framing.HEADER.unpack_from(frame)
-            if kind != framing.Type.DATA or seq != self._next & 0xFFFF:
+            ahead = (seq - self._next) & 0xFFFF
+            if kind != framing.Type.DATA or ahead >= _HALF:
                 continue  # no reading, or one that comes again
             with contextlib.suppress(LinkError):
                 message = messages.decode(frame)
                 assert isinstance(message, messages.Data)
                 n = len(message.records) // self._record_size
-                self._sizes[self._next] = n
-                self._next += 1
+                for skipped in range(self._next, self._next + ahead):
+                    self._sizes[skipped] = 0  # the node's ring had to overwrite it
+                self._next += ahead + 1
+                self._sizes[self._next - 1] = n
                 self.sent += n
 
     def from_gateway(self, data: bytes) -> None:

@@ -6,18 +6,14 @@ import asyncio
 import base64
 import re
 import secrets
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, cast
 
-import serial
-
 from gateway.errors import OctogateError
 
 MAX_HELD = 4 << 20  # of what nobody has waited for yet; older text is in the log only
-_READ_BYTES = 65536
 _PIECE = 512  # a line of the terminal has 4096 bytes at most; slow consoles lose what comes at once
 
 
@@ -127,36 +123,3 @@ class Console(asyncio.Protocol):
         done = await self.run(f"base64 -d {path}.b64 > {path} && rm {path}.b64", timeout_s)
         if done.status:
             raise ConsoleError(f"cannot write {path}: {done.output.strip()}")
-
-
-class _Port(asyncio.WriteTransport):
-    """A serial port as what a Console writes to."""
-
-    def __init__(self, port: serial.Serial) -> None:
-        super().__init__()
-        self._port = port
-
-    def write(self, data: bytes | bytearray | memoryview) -> None:
-        self._port.write(data)  # a line at most: it blocks for milliseconds
-
-
-@contextmanager
-def at_port(path: str, log: Path, baud: int = 115_200) -> Iterator[Console]:
-    """The console at a serial port of this machine, for the length of a block.
-
-    Raises:
-        ConsoleError: the port cannot be opened.
-    """
-    try:
-        port = serial.Serial(path, baud, timeout=0, exclusive=True)
-    except (OSError, ValueError) as error:
-        raise ConsoleError(f"cannot open {path}: {error}", hint="does no terminal hold it?") from error
-    console, loop = Console(log), asyncio.get_running_loop()
-    console.connection_made(_Port(port))
-    loop.add_reader(port.fileno(), lambda: console.data_received(port.read(_READ_BYTES)))
-    try:
-        yield console
-    finally:
-        loop.remove_reader(port.fileno())
-        port.close()
-        console.connection_lost(None)

@@ -17,12 +17,12 @@ from pathlib import Path
 import zstandard
 from rich.console import Console as Screen
 
-from firmware_tools import console, emulate
+from firmware_tools import emulate
 from firmware_tools.emulate import Machine
 from firmware_tools.image_checks import report
 from firmware_tools.image_checks.bench import laid
 from firmware_tools.image_checks.run import CHECKS, LONG_CHECKS, Outcome, Word, named, run, title
-from firmware_tools.image_checks.target import AtConsole, Emulated, OverSsh, Target
+from firmware_tools.image_checks.target import Emulated, OverSsh, Target
 from gateway.errors import OctogateError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--seed", type=int, help="of the random moments; printed in the report")
         sub.add_argument("--checks", default="", help="only these, with commas between them")
         sub.add_argument("--host", default="", help="a real board: [user@]address for SSH")
-        sub.add_argument("--console", default="", help="a real board: the serial port here with its root shell")
         sub.add_argument("--report", type=Path, help="folder of the report; default: build/image/BOARD/test")
     return parser
 
@@ -89,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _emulated_only(board: str) -> None:
     if board != "qemu":
-        raise OctogateError(f"there is no emulator of {board}", hint="--board qemu; a real board: --host or --console")
+        raise OctogateError(f"there is no emulator of {board}", hint="--board qemu; a real board: --host ADDRESS")
     missing = [package for name, package in emulate.PACKAGES.items() if not (shutil.which(name) or Path(name).exists())]
     if missing:
         raise OctogateError("the emulator is not installed", hint=f"sudo apt-get install {' '.join(missing)}")
@@ -163,12 +162,6 @@ async def _target(args: argparse.Namespace, folder: Path, work: Path, seed: int)
     """What is tested, with a shell that answers."""
     if args.host:
         yield OverSsh(args.board, args.host)
-    elif args.console:
-        with console.at_port(args.console, folder / "console.log") as line:
-            line.send("\n")
-            at = AtConsole(args.board, line)
-            await at.until_up()
-            yield at
     else:
         _emulated_only(args.board)
         (folder / "console.log").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a check may do to a gateway: emulated, or a real board over SSH or at its serial console."""
+"""What a check may do to a gateway: emulated, or a real board over SSH."""
 
 from __future__ import annotations
 
@@ -214,26 +214,4 @@ class OverSsh(RealBoard):
     async def reboot(self) -> None:
         await self.run("true")
         await self._ssh("systemctl reboot", STEP_S)
-        await self.until_up()
-
-
-class AtConsole(RealBoard):
-    """A board whose root shell is at a serial console here."""
-
-    def __init__(self, board: str, console: Console) -> None:
-        super().__init__(board)
-        self._console, self.console_log = console, console.log
-
-    async def run(self, command: str, timeout_s: float = STEP_S) -> Done:
-        return await self._console.run(command, timeout_s)
-
-    async def put(self, path: str, data: bytes) -> None:
-        await self._console.put(path, data, STEP_S)
-
-    async def until_up(self) -> None:
-        await log_in(self._console)
-
-    async def reboot(self) -> None:
-        self._console.send("systemctl reboot\n")
-        self._console.forget()
         await self.until_up()
