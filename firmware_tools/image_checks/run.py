@@ -114,7 +114,7 @@ def _size(log: Path | None) -> int:
 
 
 def _since(log: Path | None, began: int) -> str:
-    if log is None:
+    if log is None or not log.exists():
         return ""
     with log.open("rb") as file:
         file.seek(began)
