@@ -35,6 +35,7 @@ PROGRAM = "qemu-system-aarch64"
 FIRMWARE = Path("/usr/lib/u-boot/qemu_arm64/u-boot.bin")
 PACKAGES = {PROGRAM: "qemu-system-arm", str(FIRMWARE): "u-boot-qemu"}
 HOST = "10.0.2.2"  # as the guest sees us
+_END_WITH_US = ("setpriv", "--pdeathsig", "KILL", "--")  # also when we are killed
 _START_S = 60.0
 _END_S = 20.0
 
@@ -175,7 +176,7 @@ class Machine:
             listening = await loop.create_unix_server(lambda: self.console, self._sockets / "console")
             self._power.callback(listening.close)
             self._process = await asyncio.create_subprocess_exec(
-                PROGRAM, *self._arguments(), *more,
+                *_END_WITH_US, PROGRAM, *self._arguments(), *more,
                 stdin=asyncio.subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
             try:
