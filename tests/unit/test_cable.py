@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_tools.cable import Acknowledged
@@ -21,6 +21,7 @@ def pieces(data: bytes, cuts: list[int]) -> Iterator[bytes]:
     yield data[at:]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1 << 16), max_size=8), st.integers(1, 12))
 def test_readings_count_once_they_are_acknowledged(cuts: list[int], acked: int) -> None:
     told = Acknowledged(4)
@@ -50,6 +51,7 @@ def test_numbers_go_round() -> None:
     assert told.readings == 66_000
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_noise_is_borne(noise: bytes) -> None:
     told = Acknowledged(4)

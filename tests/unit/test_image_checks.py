@@ -8,7 +8,7 @@ from typing import Any, cast
 from xml.etree import ElementTree
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console as Screen
 
@@ -88,6 +88,7 @@ def test_checks_have_names_and_titles() -> None:
         named(["flies"], CHECKS)
 
 
+@settings(deadline=None)
 @given(st.text(max_size=60), st.text(max_size=60), st.sampled_from(Word))
 def test_reports_hold_whatever_a_console_says(detail: str, said: str, word: Word) -> None:
     outcomes = [Outcome("boots", "It boots <fast>", word, detail, 61.0, said)]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from firmware_tools.nbd import SECTOR, Disk, serve
+from firmware_tools.nbd import CACHE_BYTES, SECTOR, Disk, serve
 from gateway.errors import OctogateError
 
 SECTORS = 8
@@ -25,13 +25,13 @@ steps = st.lists(
 )
 
 
-def disk_in(folder: Path, **options: int) -> Disk:
+def disk_in(folder: Path, cache_bytes: int = CACHE_BYTES) -> Disk:
     path = folder / "disk"
     path.write_bytes(bytes(SIZE))
-    return Disk(path, **options)
+    return Disk(path, cache_bytes)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(steps)
 def test_a_sector_is_never_older_than_its_last_flush(tmp_path: Path, done: list[tuple[str, int, int, int]]) -> None:
     disk = disk_in(tmp_path)
