@@ -42,15 +42,15 @@ def test_a_cut_takes_what_was_not_flushed_and_nothing_else(tmp_path: Path) -> No
         data = os.urandom(1500)
         await console.put("/file", data, BOOT_S)
         flushed = (
-            await console.run("dd if=/file of=/dev/vda bs=512 conv=fsync 2>/dev/null; head -c 1024 /dev/vda | md5sum")
+            await console.run("dd if=/file of=/dev/vda bs=512 conv=fsync 2>/dev/null; head -c 4096 /dev/vda | md5sum")
         ).output
-        await console.run("dd if=/dev/zero of=/dev/vda bs=512 count=2 oflag=direct")
-        assert (await console.run("head -c 1024 /dev/vda | md5sum")).output != flushed
-        assert await machine.cut() == 2
-        assert (machine.on, machine.lost) == (False, 2)
+        await console.run("dd if=/dev/zero of=/dev/vda bs=4096 count=1 oflag=direct")
+        assert (await console.run("head -c 4096 /dev/vda | md5sum")).output != flushed
+        assert await machine.cut() == 8
+        assert (machine.on, machine.lost) == (False, 8)
         await machine.power_on()
         await machine.console.expect(READY, BOOT_S)
-        assert (await machine.console.run("head -c 1024 /dev/vda | md5sum", BOOT_S)).output == flushed
+        assert (await machine.console.run("head -c 4096 /dev/vda | md5sum", BOOT_S)).output == flushed
 
     in_machine(tmp_path, scenario)
 
