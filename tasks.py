@@ -42,6 +42,12 @@ SYSTEM_PROGRAMS = {
     "/usr/lib/*/gstreamer-1.0/libgstrtp.so": "gstreamer1.0-plugins-good",
 }
 LONG_PROGRAMS = {**SYSTEM_PROGRAMS, "rabbitmq-server": "rabbitmq-server"}
+EMULATOR_PROGRAMS = {
+    "qemu-system-aarch64": "qemu-system-arm",
+    "/usr/lib/u-boot/qemu_arm64/u-boot.bin": "u-boot-qemu",
+    "mkfs.ext4": "e2fsprogs",
+    "rauc": "rauc",
+}
 TFLITE_TESTS = [
     *(f"tests/unit/test_{name}.py" for name in ("backend", "device", "devices")),
     "tests/unit/test_models.py::test_it_runs_and_reproduces_its_golden_samples[detect]",
@@ -259,10 +265,41 @@ def node_flash(
     run_node("flash", file, drive=drive, port=port, board=board, dry_run=dry_run, yes=yes)
 
 
+@task(name="run", help={"board": "only qemu can be emulated", "args": "its options, in one string; see --args --help"})
+def image_run(c: Context, board: str = "qemu", args: str = "") -> None:
+    """Boot a gateway's image in the emulator, with its console in this terminal. Ctrl-A X ends it."""
+    require_programs(EMULATOR_PROGRAMS)
+    run_python("firmware_tools.image_test", "run", *given(board=board), *shlex.split(args))
+
+
+@task(
+    name="test",
+    help={
+        "board": "qemu; or a real board's name, with --host",
+        "long": "30 power cuts instead of 5, and more wrong clocks; hours",
+        "host": "test a real board over SSH: [user@]address",
+        "args": "more options, in one string; see --args --help",
+    },
+)
+def image_test(c: Context, board: str = "qemu", long: bool = False, host: str = "", args: str = "") -> None:
+    """
+    Boot a gateway's image and check it: acquire, infer, sync, unplug, update, roll back, cut its power.
+
+    Prints a table, and writes report.html and junit.xml. Exit code: 0 nothing failed; 1 something did; 2 not begun.
+    """
+    if not host:
+        require_programs(EMULATOR_PROGRAMS)
+    run_python("firmware_tools.image_test", "test", *given(board=board, long=long, host=host), *shlex.split(args))
+
+
+def given(**options: str | bool) -> list[str]:
+    """The options that were given, as a command line."""
+    return [part for key, value in options.items() if value for part in option(key, value)]
+
+
 def run_node(*args: str, **options: str | bool) -> None:
     """One command of firmware_tools/node.py; its exit code is ours."""
-    given = [part for key, value in options.items() if value for part in option(key, value)]
-    run_python("firmware_tools.node", *args, *given)
+    run_python("firmware_tools.node", *args, *given(**options))
 
 
 def option(key: str, value: str | bool) -> list[str]:
@@ -346,7 +383,7 @@ def quiet_apt(command: list[str]) -> None:
 namespace = Collection(test, lint, lock, clean, demo, bench)
 namespace.add_collection(Collection("models", models_list, models_build, models_evaluate))
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))
-namespace.add_collection(Collection("image", device_tasks.image_flash))
+namespace.add_collection(Collection("image", device_tasks.image_flash, image_run, image_test))
 namespace.add_collection(Collection("provision", device_tasks.provision_device))
 namespace.add_collection(
     Collection("update", device_tasks.update_bundle, device_tasks.update_push, device_tasks.update_usb)
