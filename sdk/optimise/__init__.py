@@ -3,11 +3,20 @@
 What needs PyTorch, ONNX, OpenVINO or TensorFlow loads it when it is called: extras `train` and `tensorflow`.
 """
 
+from sdk.optimise.budget import Budget as Budget
+from sdk.optimise.cache import Steps as Steps
 from sdk.optimise.export import to_onnx as to_onnx
 from sdk.optimise.export import to_tflite as to_tflite
+from sdk.optimise.flow import Outcome as Outcome
+from sdk.optimise.flow import Quantised as Quantised
+from sdk.optimise.flow import Task as Task
+from sdk.optimise.flow import Training as Training
+from sdk.optimise.flow import from_files as from_files
+from sdk.optimise.flow import from_torch as from_torch
 from sdk.optimise.parity import Agreement as Agreement
 from sdk.optimise.parity import latency_us as latency_us
 from sdk.optimise.parity import parity as parity
+from sdk.optimise.parity import runner as runner
 from sdk.optimise.quantise import Ir as Ir
 from sdk.optimise.quantise import ir as ir
 from sdk.optimise.quantise import ir_int8 as ir_int8
