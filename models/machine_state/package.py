@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from msgspec.structs import replace
 
 from gateway.contract import Channel, Schema
 from gateway.infer.bundle import Bundle
-from gateway.infer.manifest import Window
+from gateway.infer.manifest import Normalise
 from models import kit
 from models.machine_state import data
+from sdk.bundle import pack
 from sdk.optimise import Built, Outcome
 from sdk.registry import write_atomic
 
@@ -39,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def build(
     files: Mapping[str, bytes], output: Path, key: Path, amps: float = data.RATED_A, watts: float = data.RATED_W
 ) -> str:
-    """Pack and sign the variants' files; gives the digest."""
+    """Pack and sign the variants' files, with the answers of the fp32 one as golden; gives the digest."""
     spec = rated(kit.read_spec(FOLDER / "model.toml"), amps, watts)
     members = {
         **{name: files[name] for variant in spec["variants"] for name in names_of(variant)},
@@ -82,10 +84,15 @@ def golden_windows(amps: float, watts: float) -> dict[str, bytes]:
 
 
 def build_from(arguments: argparse.Namespace, files: Mapping[str, bytes]) -> None:
-    """What `train` and this module's command line share: pack, prove every variant, and say what came of it."""
+    """Pack what `train` made."""
     digest = build(files, arguments.output, arguments.key, arguments.rated_current, arguments.rated_power)
-    ran = kit.prove(arguments.output)
-    print(f"{arguments.output}: {arguments.output.stat().st_size / 1000:.1f} kB, digest {digest}")
+    report(arguments.output, digest)
+
+
+def report(output: Path, digest: str) -> None:
+    """Prove every variant on every runtime of this machine, and say what came of it."""
+    ran = kit.prove(output)
+    print(f"{output}: {output.stat().st_size / 1000:.1f} kB, digest {digest}")
     print(f"golden samples reproduced by {', '.join(ran)}")
 
 
@@ -101,17 +108,31 @@ def keep(outcome: Outcome) -> dict[str, bytes]:
 def packed_files(path: Path = BUNDLE) -> dict[str, bytes]:
     """The variants of a bundle."""
     with Bundle(path) as bundle:
-        assert isinstance(bundle.manifest.input, Window)
         names = [name for one in bundle.manifest.variants for name in (one.file, one.weights) if name]
         return {name: bytes(bundle.member(name)) for name in names}
 
 
+def refit(source: Path, output: Path, key: Path, amps: float, watts: float) -> str:
+    """A bundle for a machine of another rating; relative to the rating all is as before, answers too."""
+    with Bundle(source) as bundle:
+        manifest = bundle.manifest
+        members = {name: bytes(bundle.member(name)) for name in manifest.members()}
+    first, *rest = manifest.pre
+    assert isinstance(first, Normalise)
+    for name, records in golden_windows(amps, watts).items():
+        members[f"golden/{name}.f32"] = records
+    pre = (replace(first, std=(amps, watts)), *rest)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    return pack(output, replace(manifest, pre=pre), members, kit.signing_key(key))
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Pack and sign machine_state from the networks of a bundle.")
+    parser = argparse.ArgumentParser(description="Fit machine_state to another machine, without training.")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="whose networks (default: the committed one's)")
     add_arguments(parser)
     arguments = parser.parse_args()
-    build_from(arguments, packed_files(arguments.bundle))
+    digest = refit(arguments.bundle, arguments.output, arguments.key, arguments.rated_current, arguments.rated_power)
+    report(arguments.output, digest)
 
 
 if __name__ == "__main__":

@@ -94,7 +94,7 @@ def ir(model: bytes, *, tflite: bool = False) -> Ir:
     Raises:
         ModelError: OpenVINO cannot read it.
     """
-    return _saved(_read(model, tflite))
+    return _saved(read_model(model, tflite))
 
 
 def ir_int8(
@@ -120,7 +120,7 @@ def ir_int8(
         import nncf
 
         nncf.set_log_level(40)
-        read = _read(model, tflite)
+        read = read_model(model, tflite)
         data = calls(calibration)
         left = {op.get_type_name() for op in read.get_ops()} - set(ops) if ops else set()
         ignored = nncf.IgnoredScope(names=list(exclude), types=sorted(left), validate=False)
@@ -233,12 +233,17 @@ def _signature(model: bytes, data: Sequence[tuple[Array, ...]]) -> dict[str, lis
 # --- OpenVINO -----------------------------------------------------------------------------------------------------
 
 
-def _read(model: bytes, tflite: bool) -> Any:
+def read_model(model: bytes, tflite: bool = False, weights: bytes = b"") -> Any:
+    """An openvino.Model of an ONNX, TFLite or IR file.
+
+    Raises:
+        ModelError: OpenVINO cannot read it.
+    """
     import openvino
 
     try:
         if not tflite:
-            return openvino.Core().read_model(model)
+            return openvino.Core().read_model(model, weights)
         with tempfile.TemporaryDirectory(prefix="octogate-ir-") as scratch:
             path = Path(scratch, "model.tflite")  # TFLite is read from a path only
             path.write_bytes(model)
