@@ -168,6 +168,13 @@ def models_build(c: Context, name: str, args: str = "") -> None:
     run([str(own_python("train")), "-m", "models", "build", name, *shlex.split(args)])
 
 
+@task(name="twin")
+def models_twin(c: Context) -> None:
+    """Train machine_state's twin in Keras (.venv-tensorflow), then quantise and compare it (.venv-train)."""
+    run([str(own_python("tensorflow")), "-m", "models.machine_state.keras_twin"])
+    run([str(own_python("train")), "-m", "models.machine_state.keras_twin", "optimise"])
+
+
 @task(name="report", help={"names": "models with commas between them; without it all", "args": "its options"})
 def models_report(c: Context, names: str = "", args: str = "") -> None:
     """
@@ -361,5 +368,5 @@ def quiet_apt(command: list[str]) -> None:
 
 
 namespace = Collection(test, lint, lock, clean, demo, bench)
-namespace.add_collection(Collection("models", models_list, models_build, models_evaluate, models_report))
+namespace.add_collection(Collection("models", models_list, models_build, models_evaluate, models_report, models_twin))
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))

@@ -41,12 +41,15 @@ def _exchange(window: Windows, donor: Windows, random: np.random.Generator) -> N
 
 
 def _uneven(window: Windows, random: np.random.Generator) -> None:
-    """A piece times exp(noise), the noise of any roughness, on both channels or on one."""
-    there = _piece(random)
-    n = there.stop - there.start
-    width = int(np.exp(random.uniform(0.0, np.log(20.0))))
-    noise: Floats = np.convolve(random.normal(size=n + width), np.full(width, 1 / width), "valid")[:n]
+    """A piece, or all of it, times exp(noise): the noise of any band, on both channels or on one."""
+    there = _piece(random) if random.random() < 0.6 else slice(0, LENGTH)
+    spectrum = np.fft.rfft(random.normal(size=LENGTH))
+    low = int(random.integers(0, len(spectrum) - 8))
+    high = int(random.integers(low + 4, len(spectrum)))
+    spectrum[:low] = 0
+    spectrum[high:] = 0
+    noise: Floats = np.fft.irfft(spectrum, LENGTH)[: there.stop - there.start]
     noise /= max(float(noise.std()), 1e-9)
-    amount = np.exp(random.uniform(np.log(0.06), np.log(0.6)))
+    amount = np.exp(random.uniform(np.log(0.05), np.log(0.5)))
     channels = slice(0, 2) if random.random() < 0.7 else slice(int(random.integers(0, 2)), None, 2)
     window[channels, there] *= np.exp(amount * noise).astype(np.float32)

@@ -21,11 +21,11 @@ from sdk.optimise.progress import shown
 from sdk.optimise.weights import Weights
 from sdk.recordings import load
 
-EPOCHS, RATE = 6, 2e-3
-TUNE_EPOCHS, TUNE_RATE = 12, 1.5e-3
-BUDGET = Budget(500_000, "macs")  # of 4.2 million
+EPOCHS, RATE = 8, 3e-3
+TUNE_EPOCHS, TUNE_RATE = 10, 2e-3
+BUDGET = Budget(620_000, "macs")  # of 4.2 million
 CALIBRATION, CHECKED, MEASURED = 300, 200, 1500  # windows
-ALLOWED = {"f1": 0.01, "auroc": 0.01}
+ALLOWED = {"f1": 0.01, "auroc": 0.02}
 # the two heads stay float32: they are a hundredth of the work, and each answer is one number of them
 OPS = Quantised(onnx=("Conv",), openvino=("Convolution",), tflite=("CONV_2D",))
 

@@ -3,6 +3,10 @@
 What needs PyTorch, ONNX, OpenVINO or TensorFlow loads it when it is called: extras `train` and `tensorflow`.
 """
 
+from sdk.optimise import cache as cache
+from sdk.optimise import cost as cost
+from sdk.optimise import prune as prune
+from sdk.optimise import weights as weights
 from sdk.optimise.budget import Budget as Budget
 from sdk.optimise.cache import Steps as Steps
 from sdk.optimise.export import to_onnx as to_onnx
