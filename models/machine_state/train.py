@@ -22,7 +22,7 @@ from sdk.optimise.weights import Weights
 from sdk.recordings import load
 
 EPOCHS, RATE = 8, 3e-3
-TUNE_EPOCHS, TUNE_RATE = 10, 2e-3
+TUNE_EPOCHS, TUNE_RATE = 5, 2e-3
 BUDGET = Budget(620_000, "macs")  # of 4.2 million
 CALIBRATION, CHECKED, MEASURED = 300, 200, 1500  # windows
 ALLOWED = {"f1": 0.01, "auroc": 0.02}
