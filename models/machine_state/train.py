@@ -29,6 +29,9 @@ ALLOWED = {"f1": 0.01, "auroc": 0.02}
 # the two heads stay float32: they are a hundredth of the work, and each answer is one number of them
 OPS = Quantised(onnx=("Conv",), openvino=("Convolution",), tflite=("CONV_2D",))
 
+# they are made and judged, but the bundle does without: see model.toml
+OPTIONAL = ("model-int8.tflite", "model-int8.xml")
+
 
 def some(windows: data.Windows, count: int, seed: int) -> list[tuple[Array, ...]]:
     """So many of them, as the model's inputs."""
@@ -87,6 +90,7 @@ def optimised(seed: int, epochs: int, tune_epochs: int, steps: Steps) -> Outcome
         metric=lambda run: measured(run, windows),
         allowed=ALLOWED,
         ops=OPS,
+        optional=OPTIONAL,
     )
     training = Training(
         example=torch.zeros(1, 2, data.LENGTH),
