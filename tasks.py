@@ -61,12 +61,21 @@ CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build",
         "integration": "run tests/integration instead; missing system programs are installed or named",
         "long": "run tests/long instead: a RabbitMQ cluster whose nodes are killed; not part of .ci/run",
         "tflite": "run the tests of the backends on tflite-runtime instead; needs a Python 3.11, exit code 77 without",
+        "train": "run tests/train instead: PyTorch and the converters, in .venv-train (2.7 GB, made when missing)",
+        "tensorflow": "run tests/tensorflow instead: Keras models, in .venv-tensorflow (made when missing)",
         "select": "only tests that match, as in pytest -k",
         "args": "anything else for pytest, in one string",
     }
 )
 def test(
-    c: Context, integration: bool = False, long: bool = False, tflite: bool = False, select: str = "", args: str = ""
+    c: Context,
+    integration: bool = False,
+    long: bool = False,
+    tflite: bool = False,
+    train: bool = False,
+    tensorflow: bool = False,
+    select: str = "",
+    args: str = "",
 ) -> None:
     """
     Run the tests: those in tests/unit, or with --integration those in tests/integration.
@@ -81,7 +90,11 @@ def test(
     folder = "tests/long" if long else "tests/integration" if integration else "tests/unit"
     options = [*(["-k", select] if select else []), *shlex.split(args)]
     if tflite:
-        run([str(tflite_python()), "-m", "pytest", *TFLITE_TESTS, *options])
+        run([str(own_python("tflite")), "-m", "pytest", *TFLITE_TESTS, *options])
+    elif train or tensorflow:
+        name = "train" if train else "tensorflow"
+        # a plugin that comes along with the converters warns, and warnings are errors
+        run([str(own_python(name)), "-m", "pytest", "-p", "no:anyio", f"tests/{name}", *options])
     else:
         run_python("pytest", folder, *options)
 
@@ -164,9 +177,28 @@ def models_build(c: Context, name: str, args: str = "") -> None:
     """
     Build a model's bundle from its data or package, and sign it with your key.
 
-    Needs the network once, for the data. machine_state is trained, which needs the extra `train`.
+    Needs the network once, for the data and for .venv-train (PyTorch and the converters, 2.7 GB, Python 3.11), which is
+    made when it is missing. Exit code 1 when a variant loses more than it may: the table says which and how much.
     """
-    run_python("models", "build", name, *shlex.split(args))
+    run([str(own_python("train")), "-m", "models", "build", name, *shlex.split(args)])
+
+
+@task(name="twin")
+def models_twin(c: Context) -> None:
+    """Train machine_state's twin in Keras (.venv-tensorflow), then quantise and compare it (.venv-train)."""
+    run([str(own_python("tensorflow")), "-m", "models.machine_state.keras_twin"])
+    run([str(own_python("train")), "-m", "models.machine_state.keras_twin", "optimise"])
+
+
+@task(name="report", help={"names": "models with commas between them; without it all", "args": "its options"})
+def models_report(c: Context, names: str = "", args: str = "") -> None:
+    """
+    Write build/report/index.html: accuracy, size, latency and memory of the models' variants, and what `auto` chose.
+
+    Measures every candidate of every model as `octogate bench` does: some minutes. Accuracy is what models.evaluate found.
+    """
+    chosen = [name for name in names.split(",") if name]
+    run([str(own_python("train")), "-m", "models", "report", *chosen, *shlex.split(args)])
 
 
 @task(name="evaluate", help={"name": "a folder of models/", "args": "its options, in one string; see --args --help"})
@@ -175,19 +207,20 @@ def models_evaluate(c: Context, name: str, args: str = "") -> None:
     run_python("models", "evaluate", name, *shlex.split(args))
 
 
-def tflite_python() -> Path:
-    """The Python of .venv-tflite, made from requirements/tflite.txt when it is not there or not from this file.
+def own_python(name: str) -> Path:
+    """The Python of .venv-NAME, made from requirements/NAME.txt when it is not there or not from this file.
 
-    tflite-runtime has no wheels for later Pythons, and needs NumPy 1, so it cannot be in .venv.
+    These sets do not fit into .venv: tflite-runtime has no wheels for later Pythons and needs NumPy 1, PyTorch and
+    TensorFlow with their converters are gigabytes and tied to versions.
     """
     base = python_311()
     if base is None:
-        raise Exit("octogate: NOT RUN: the tests on tflite-runtime 2.14 need a Python 3.11 with venv", code=NOT_RUN)
-    folder, lock = ROOT / ".venv-tflite", ROOT / "requirements/tflite.txt"
+        raise Exit(f"octogate: NOT RUN: requirements/{name}.txt is for Python 3.11 with venv", code=NOT_RUN)
+    folder, lock = ROOT / f".venv-{name}", ROOT / f"requirements/{name}.txt"
     python, stamp = folder / "bin/python", folder / "octogate.stamp"
     made_from = f"{ROOT}\n{hashlib.sha256(lock.read_bytes()).hexdigest()}\n"
     if not stamp.exists() or stamp.read_text() != made_from:
-        print("octogate: making .venv-tflite from requirements/tflite.txt", file=sys.stderr)
+        print(f"octogate: making .venv-{name} from requirements/{name}.txt", file=sys.stderr)
         run([base, "-m", "venv", "--clear", str(folder)])
         run([str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(lock)])
         stamp.write_text(made_from)
@@ -381,7 +414,7 @@ def quiet_apt(command: list[str]) -> None:
 
 
 namespace = Collection(test, lint, lock, clean, demo, bench)
-namespace.add_collection(Collection("models", models_list, models_build, models_evaluate))
+namespace.add_collection(Collection("models", models_list, models_build, models_evaluate, models_report, models_twin))
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))
 namespace.add_collection(Collection("image", device_tasks.image_flash, image_run, image_test))
 namespace.add_collection(Collection("provision", device_tasks.provision_device))

@@ -10,9 +10,13 @@ from collections.abc import Sequence
 from gateway.errors import OctogateError
 from models.kit import MODELS
 
-USAGE = "usage: python -m models build|evaluate NAME [options]; python -m models list"
+USAGE = (
+    "usage: python -m models build|evaluate NAME [options]; python -m models report [NAME ...]; python -m models list"
+)
 # what a model is built by: trained here, or fetched
 BUILDERS = ("train", "fetch")
+# what only the extra `train` brings along
+TRAINING = ("torch", "onnx", "onnxscript", "nncf", "torch_pruning", "litert_torch", "ai_edge_quantizer", "matplotlib")
 
 
 def names() -> list[str]:
@@ -40,21 +44,22 @@ def main(arguments: Sequence[str]) -> int:
     if list(arguments) == ["list"]:
         print("\n".join(names()))
         return 0
-    if len(arguments) < 2:
+    report = list(arguments[:1]) == ["report"]
+    if len(arguments) < 2 and not report:
         print(USAGE, file=sys.stderr)
         return 2
-    action, name, *rest = arguments
     try:
-        module = script(action, name)
+        action, *rest = arguments
+        module = "models.report" if report else script(action, rest.pop(0))
         sys.argv = [f"python -m {module}", *rest]
         importlib.import_module(module).main()
     except OctogateError as error:
         print(f"octogate: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "onnx", "onnxscript"):
+        if (error.name or "").partition(".")[0] not in TRAINING:
             raise
-        hint = "install the extra 'train': .venv/bin/python -m pip install -e '.[train]'"
+        hint = f"it is in the environment of `train`, which ./inv models.{action} makes and uses"
         print(f"octogate: {error.name} is not installed ({hint})", file=sys.stderr)
         return 1
     return 0

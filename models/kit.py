@@ -16,11 +16,14 @@ from gateway.contract import Result
 from gateway.errors import ModelError
 from gateway.infer import golden
 from gateway.infer.backend import Runner, load_each
+from gateway.infer.backend import load as load_one
 from gateway.infer.bundle import Bundle
 from gateway.infer.candidate import defaults
 from gateway.infer.manifest import Manifest, Variant
 from gateway.infer.recipe import Recipe
 from sdk.bundle import generate_key, load_key, pack
+from sdk.optimise.parity import runner, ways
+from sdk.optimise.variants import Built
 from sdk.registry import write_atomic
 
 MODELS = Path(__file__).resolve().parent
@@ -91,13 +94,15 @@ def build(
     tolerance: Mapping[str, float],
     output: Path,
     key: Ed25519PrivateKey | None,
+    reference: Built | None = None,
 ) -> str:
-    """Compute the golden answers, with the first variant that runs here, and pack.
+    """Compute the golden answers, with `reference` or the first variant that runs here, and pack.
 
     Args:
         spec: see `read_spec`.
         files: the variants, the card and the notices.
         tolerance: by precision, for every golden sample.
+        reference: what is right; it need not be in the bundle, as the fp32 original of an int8 bundle.
 
     Returns:
         The bundle's digest.
@@ -118,7 +123,7 @@ def build(
         manifest = msgspec.convert({**spec, "golden": goldens}, Manifest)
     except msgspec.ValidationError as error:
         raise ModelError(f"model.toml: {error}", hint="docs/bundle.md explains the keys") from error
-    loaded = _first(manifest, lambda name: files[name], "")
+    loaded = _answering(manifest, reference) if reference else _first(manifest, lambda name: files[name], "")
     members = dict(files)
     for sample, (data, media) in zip(manifest.golden, samples.values(), strict=True):
         members[sample.input] = data
@@ -174,11 +179,39 @@ def load(path: Path, keys: Iterable[Path] = (), *, backend: str = "", allow_unsi
         return replace(loaded, digest=verified.digest)
 
 
+def prove(path: Path) -> list[str]:
+    """Check the golden samples with every variant on every runtime that is installed here; gives those.
+
+    Raises:
+        ModelError: one of them answers wrongly.
+    """
+    ran, wrong = [], []
+    with Bundle(path) as bundle:
+        recipe = Recipe(bundle.manifest)
+        for candidate in defaults(bundle.manifest):
+            try:
+                _, variant, run = load_one(bundle.manifest, bundle.member, candidate)
+            except ModelError:
+                continue  # not installed; the gateway tells
+            try:
+                golden.check(bundle, recipe, run, variant.precision)
+                ran.append(f"{variant.file} on {candidate.backend}")
+            except ModelError as error:
+                wrong.append(f"{variant.file} on {candidate.backend}: {error}")
+    if wrong or not ran:
+        raise ModelError(f"{path}: {'; '.join(wrong) or 'no runtime is installed'}", hint="do not ship it")
+    return ran
+
+
+def _answering(manifest: Manifest, built: Built) -> Loaded:
+    return Loaded(manifest, built.variant, Recipe(manifest), runner(built, ways(built)[0]))
+
+
 def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str) -> Loaded:
     recipe = Recipe(manifest)
     rejected: list[str] = []
-    for _, variant, runner in load_each(manifest, read, defaults(manifest, backend=wanted), rejected):
-        return Loaded(manifest, variant, recipe, runner)
+    for _, variant, run in load_each(manifest, read, defaults(manifest, backend=wanted), rejected):
+        return Loaded(manifest, variant, recipe, run)
     raise ModelError(f"model '{manifest.name}': no variant runs here: {'; '.join(rejected)}")
 
 

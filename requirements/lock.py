@@ -1,6 +1,6 @@
 """Makes the locks next to this file: hashes for every file, no addresses. Run by `./inv lock`.
 
-uv resolves once for Python 3.11 to 3.13 and every platform, but for tflite.txt; it lives in a temporary venv, not in the project's own.
+uv resolves once for Python 3.11 to 3.13 and every platform, but for tflite.txt, train.txt and tensorflow.txt; it lives in a temporary venv, not in the project's own.
 """
 
 import os
@@ -16,7 +16,9 @@ UNIVERSAL = ["--universal", "--fork-strategy", "fewest"]
 LOCKS: dict[str, list[str]] = {
     "core": UNIVERSAL,
     "dev": [*UNIVERSAL, "--extra", "dev"],
-    "train": [*UNIVERSAL, "--extra", "train"],
+    # Linux alone: litert-torch's converter has no wheels elsewhere that agree with the others
+    "train": ["--python-platform", "linux", "--extra", "train"],
+    "tensorflow": ["--python-platform", "linux", "--extra", "tensorflow"],
     # for Python 3.11 and Linux alone, which is where tflite-runtime still has wheels
     "tflite": ["--python-platform", "linux", "--extra", "test-tflite"],
 }

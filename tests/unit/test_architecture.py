@@ -35,9 +35,9 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
         "gateway.infer.bundle": "writes what the gateway reads",
         "gateway.infer.manifest": "what a bundle says of itself",
         "gateway.infer.steps": "pre and post steps, the same in training and on the device",
-        "gateway.infer.onnx": "measures a variant with the gateway's own runner",
-        "gateway.infer.litert": "the same for TFLite",
-        "gateway.infer.openvino": "the same for OpenVINO",
+        "gateway.infer.backend": "compares a model's variants with the gateway's own runners",
+        "gateway.infer.candidate": "which runtimes take which variant",
+        "gateway.infer.golden": "compares answers as the gateway does",
     },
     "models": {
         "sdk": "the tools to optimise and sign",

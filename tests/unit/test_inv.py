@@ -196,7 +196,7 @@ def test_two_first_starts_at_once_set_up_once(checkout: Path, tmp_path: Path) ->
 
 
 def test_the_real_locks_have_hashes_and_no_addresses() -> None:
-    for name in ("core", "dev", "train", "tflite"):
+    for name in ("core", "dev", "train", "tensorflow", "tflite"):
         text = (ROOT / f"requirements/{name}.txt").read_text()
         pins = re.findall(r"(?m)^[a-z0-9][\w.-]*==\S+", text)
         assert len(pins) > 10

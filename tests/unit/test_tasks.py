@@ -14,8 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_without_a_python_311_the_old_runtime_is_named_as_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tasks, "python_311", lambda: None)
-    with pytest.raises(Exit, match=r"NOT RUN: the tests on tflite-runtime 2\.14 need a Python 3\.11") as raised:
-        tasks.tflite_python()
+    with pytest.raises(Exit, match=r"NOT RUN: requirements/tflite\.txt is for Python 3\.11") as raised:
+        tasks.own_python("tflite")
     assert raised.value.code == tasks.NOT_RUN
 
 
@@ -33,10 +33,10 @@ def test_its_environment_is_made_once_for_a_lock(monkeypatch: pytest.MonkeyPatch
     lock = tmp_path / "requirements/tflite.txt"
     lock.write_text("one")
     for _ in range(2):
-        assert tasks.tflite_python() == tmp_path / ".venv-tflite/bin/python"
+        assert tasks.own_python("tflite") == tmp_path / ".venv-tflite/bin/python"
     assert made == [["-m", "venv"], ["-m", "pip"]]
     lock.write_text("two")
-    tasks.tflite_python()
+    tasks.own_python("tflite")
     assert len(made) == 4
 
 
