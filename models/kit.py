@@ -161,23 +161,38 @@ class Loaded:
         return self.recipe.run(self.runner, data, media)
 
 
-def load(path: Path, keys: Iterable[Path] = (), *, backend: str = "", allow_unsigned: bool = False) -> Loaded:
+def load(
+    path: Path, keys: Iterable[Path] = (), *, backend: str = "", file: str = "", allow_unsigned: bool = False
+) -> Loaded:
     """Verify a bundle, load its first variant that runs here and check the golden samples, as a worker does.
+
+    Args:
+        backend: the only one to consider. file: the only variant.
 
     Raises:
         ModelError: it is damaged, not signed by one of `keys`, or does not run here.
     """
     with Bundle(path) as bundle:
         verified = bundle.verify(keys, allow_unsigned=allow_unsigned)
-        loaded = _first(bundle.manifest, lambda name: bytes(bundle.member(name)), backend)
+        loaded = _first(bundle.manifest, lambda name: bytes(bundle.member(name)), backend, file)
         golden.check(bundle, loaded.recipe, loaded.runner, loaded.variant.precision)
         return replace(loaded, digest=verified.digest)
 
 
-def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str) -> Loaded:
+def open_variant(manifest: Manifest, members: Mapping[str, bytes], backend: str = "") -> Loaded:
+    """A model that is not in a bundle yet, by its first variant that runs here.
+
+    Raises:
+        ModelError: none does.
+    """
+    return _first(manifest, lambda name: members[name], backend)
+
+
+def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str, file: str = "") -> Loaded:
     recipe = Recipe(manifest)
     rejected: list[str] = []
-    for _, variant, runner in load_each(manifest, read, defaults(manifest, backend=wanted), rejected):
+    candidates = [each for each in defaults(manifest, backend=wanted) if file in ("", each.file)]
+    for _, variant, runner in load_each(manifest, read, candidates, rejected):
         return Loaded(manifest, variant, recipe, runner)
     raise ModelError(f"model '{manifest.name}': no variant runs here: {'; '.join(rejected)}")
 
