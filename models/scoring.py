@@ -96,7 +96,9 @@ def vocabulary(truths: Mapping[str, Sequence[Truth]], labels: Sequence[str]) -> 
     return found
 
 
-def average_precision(guesses: Mapping[str, Sequence[Guess]], truths: Mapping[str, Sequence[Truth]], label: str) -> float:
+def average_precision(
+    guesses: Mapping[str, Sequence[Guess]], truths: Mapping[str, Sequence[Truth]], label: str
+) -> float:
     """Of one class, over all pictures; the area under precision over recall, precision made monotonic.
 
     Raises:
@@ -121,7 +123,11 @@ def average_precision(guesses: Mapping[str, Sequence[Guess]], truths: Mapping[st
 def _judge(guess: Guess, name: str, truths: Sequence[Truth], label: str, taken: set[tuple[str, int]]) -> bool | None:
     """Whether a detection is right for the class, None when it is no matter of it."""
     best = max(
-        (i for i, truth in enumerate(truths) if not truth.ignore and truth.label == label and guess.label in truth.words),
+        (
+            i
+            for i, truth in enumerate(truths)
+            if not truth.ignore and truth.label == label and guess.label in truth.words
+        ),
         key=lambda i: iou(guess.box, truths[i].box),
         default=-1,
     )

@@ -189,12 +189,14 @@ def _read_deb(package: Package, archive: Path, members: Sequence[Member]) -> dic
     found: dict[str, bytes] = {}
     unpack = ["dpkg-deb", "--fsys-tarfile", str(archive)]
     try:
-        with subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
-            with tarfile.open(fileobj=child.stdout, mode="r|") as tarball:
-                for entry in tarball:
-                    member = wanted.get(entry.name)
-                    if member and entry.isreg() and (file := tarball.extractfile(entry)):
-                        found[member.path] = _bounded(file, member)
+        with (
+            subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child,
+            tarfile.open(fileobj=child.stdout, mode="r|") as tarball,
+        ):
+            for entry in tarball:
+                member = wanted.get(entry.name)
+                if member and entry.isreg() and (file := tarball.extractfile(entry)):
+                    found[member.path] = _bounded(file, member)
     except (OSError, tarfile.TarError, EOFError) as error:
         raise RegistryError(f"{package}: cannot unpack it: {error}") from error
     if missing := sorted({member.path for member in members} - found.keys()):

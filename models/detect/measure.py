@@ -78,7 +78,13 @@ def accepted(
             continue
         good = reached >= base - MAX_LOSS
         rows.append(
-            [str(built), f"{built.size / 1e6:.1f} MB", f"{reached:.3f}", f"{took:.0f} ms", "taken" if good else "REFUSED"]
+            [
+                str(built),
+                f"{built.size / 1e6:.1f} MB",
+                f"{reached:.3f}",
+                f"{took:.0f} ms",
+                "taken" if good else "REFUSED",
+            ]
         )
         kept += [built] if good else []
     print("\n".join(kit.table(["variant", "size", "mAP@.5, validation", "time", "verdict"], rows)))
