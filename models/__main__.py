@@ -13,6 +13,8 @@ from models.kit import MODELS
 USAGE = "usage: python -m models build|evaluate NAME [options]; python -m models list"
 # what a model is built by: trained here, or fetched
 BUILDERS = ("train", "fetch")
+# what comes with the extra `train`
+TRAIN = ("torch", "onnx", "onnxscript", "openvino", "nncf", "ai_edge_quantizer", "ai_edge_litert", "flatbuffers")
 
 
 def names() -> list[str]:
@@ -52,7 +54,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"octogate: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "onnx", "onnxscript"):
+        if error.name not in TRAIN:
             raise
         hint = "install the extra 'train': .venv/bin/python -m pip install -e '.[train]'"
         print(f"octogate: {error.name} is not installed ({hint})", file=sys.stderr)

@@ -42,7 +42,7 @@ Samples = Mapping[str, tuple[bytes, str]]
 def add_arguments(parser: argparse.ArgumentParser, output: Path) -> None:
     """`--output` and `--key`, as every build has them."""
     parser.add_argument(
-        "--output", type=Path, default=output, help=f"the bundle (default: {output.name} in its folder)"
+        "--output", type=Path, default=output, help=f"the bundle (default: {output.relative_to(MODELS.parent)})"
     )
     parser.add_argument(
         "--key", type=Path, default=OWN_KEY, help=f"private signing key (default: {OWN_KEY}, made at need)"
@@ -72,6 +72,11 @@ def own_public_key() -> list[Path]:
     return [public] if public.is_file() else []
 
 
+def trusted() -> list[Path]:
+    """The keys whose bundles a model's own scripts take: the project's and the developer's."""
+    return [PROJECT_KEY, *own_public_key()]
+
+
 def read_spec(path: Path) -> dict[str, Any]:
     """`model.toml`: the manifest, without the golden samples that `build` adds.
 
@@ -82,6 +87,19 @@ def read_spec(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ModelError(f"{path}: not valid TOML: {error}", hint="mend that line") from error
+
+
+def manifest(spec: Mapping[str, Any], golden: Sequence[Mapping[str, Any]] = ()) -> Manifest:
+    """What a spec says; without golden samples one to try variants with, not to pack.
+
+    Raises:
+        ModelError: the spec is no manifest.
+    """
+    stated = golden or [{"input": "golden/none", "media": "none", "expected": "golden/none.json", "tolerance": {}}]
+    try:
+        return msgspec.convert({**spec, "golden": stated}, Manifest)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"model.toml: {error}", hint="docs/bundle.md explains the keys") from error
 
 
 def build(
@@ -114,17 +132,14 @@ def build(
         }
         for name, (_, media) in samples.items()
     ]
-    try:
-        manifest = msgspec.convert({**spec, "golden": goldens}, Manifest)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"model.toml: {error}", hint="docs/bundle.md explains the keys") from error
-    loaded = _first(manifest, lambda name: files[name], "")
+    stated = manifest(spec, goldens)
+    loaded = _first(stated, lambda name: files[name], "")
     members = dict(files)
-    for sample, (data, media) in zip(manifest.golden, samples.values(), strict=True):
+    for sample, (data, media) in zip(stated.golden, samples.values(), strict=True):
         members[sample.input] = data
         members[sample.expected] = msgspec.json.encode(_rounded(loaded.answer(data, media))) + b"\n"
     output.parent.mkdir(parents=True, exist_ok=True)
-    return pack(output, manifest, members, key)
+    return pack(output, stated, members, key)
 
 
 def _rounded(result: Result) -> Result:

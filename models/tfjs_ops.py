@@ -170,7 +170,9 @@ def _each(op: str) -> Operation:
     def unary(graph: Graph, node: dict[str, Any], arguments: list[Value]) -> Value:
         value = arguments[0]
         if op == "Relu6":
-            name = graph.emit("Clip", [value.name, graph.constant(np.array(0, np.float32)), graph.constant(np.array(6, np.float32))])
+            name = graph.emit(
+                "Clip", [value.name, graph.constant(np.array(0, np.float32)), graph.constant(np.array(6, np.float32))]
+            )
         elif op == "LeakyRelu":
             name = graph.emit(op, [value.name], alpha=float(node["attr"]["alpha"]["f"]))
         else:

@@ -5,8 +5,8 @@ and are no part of the repository: those of scikit-image are free of conditions 
 states (motorcycle: Middlebury Stereo 2014); the package terms of the others are Apache-2.0 (opencv-doc), MIT (face-api) and
 BSD-3-Clause (tracking), and the pictures' own terms were not checked: for measuring only, never in a bundle.
 
-The split is by a hash of the picture's name, the frames of one film together. `calibration` sets the ranges of int8 variants,
-`validation` decides whether a variant is taken, `test` is read by evaluate.py only.
+The split is by a hash of the picture's name, the frames of one film together. `calibration` sets the ranges of int8 variants;
+the labelled pictures of it and `validation` decide whether a variant is taken; `test` is read by evaluate.py only.
 """
 
 from __future__ import annotations
@@ -119,6 +119,15 @@ def load(wanted: list[Picture], say: Say = print) -> dict[str, tuple[bytes, str]
         fetched = fetch(PACKAGES[package], list(members.values()), say=say)
         files |= {(package, path): file for path, file in fetched.items()}
     return {picture.name: _encoded(picture, files[picture.package, picture.member.path]) for picture in wanted}
+
+
+Labelled = tuple[dict[str, tuple[bytes, str]], dict[str, tuple[Truth, ...]]]
+
+
+def labelled(loaded: dict[str, tuple[bytes, str]]) -> Labelled:
+    """Of loaded pictures those with truths, and these."""
+    truths = {picture.name: picture.truths for picture in pictures() if picture.name in loaded and picture.truths}
+    return {name: loaded[name] for name in truths}, truths
 
 
 def _encoded(picture: Picture, file: Path) -> tuple[bytes, str]:
