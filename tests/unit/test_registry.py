@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import shutil
+import subprocess
 import tarfile
 import zipfile
 from pathlib import Path
@@ -132,3 +134,42 @@ def test_the_lock_names_each_package_with_its_hash(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="checkout"):
         locked(PYPI, tmp_path / "none.txt")
     assert "://" not in registry.LOCK.read_text()
+
+
+def deb(files: dict[str, bytes], folder: Path) -> bytes:
+    """A Debian package by Debian's own tool."""
+    root = folder / "root"
+    (root / "DEBIAN").mkdir(parents=True)
+    (root / "DEBIAN" / "control").write_text(
+        "Package: some-doc\nVersion: 1\nArchitecture: all\nMaintainer: n <n@example.org>\nDescription: d\n"
+    )
+    for name, data in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    command = ["dpkg-deb", "--root-owner-group", "-b", str(root), str(folder / "x.deb")]
+    subprocess.run(command, check=True, capture_output=True)
+    return (folder / "x.deb").read_bytes()
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb")
+def test_members_of_a_debian_package(tmp_path: Path) -> None:
+    files = {"usr/share/doc/some/a.jpg": CONTENT, "usr/share/doc/some/b.jpg": CONTENT * 2}
+    (tmp_path / "made").mkdir()
+    archive = deb(files, tmp_path / "made")
+    package = Package("debian", "some-doc", "1", hashlib.sha256(archive).hexdigest())
+    clients = {"debian": client("some-doc_1_all.deb", archive, [])}
+    wanted = [member(name, data) for name, data in files.items()]
+    found = fetch(package, wanted, cache=tmp_path / "cache", clients=clients)
+    assert {name: path.read_bytes() for name, path in found.items()} == files
+    with pytest.raises(RegistryError, match=r"c\.jpg in it: it is not there"):
+        fetch(package, [member("usr/share/doc/some/c.jpg")], cache=tmp_path / "cache", clients=clients)
+    # a larger file than was pinned is not read to its end
+    with pytest.raises(RegistryError, match="not the pinned file"):
+        fetch(package, [member("usr/share/doc/some/b.jpg", CONTENT)], cache=tmp_path / "other", clients=clients)
+
+
+@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="no dpkg-deb")
+def test_a_debian_package_that_is_none(tmp_path: Path) -> None:
+    package = Package("debian", "some-doc", "1", hashlib.sha256(b"no package").hexdigest())
+    with pytest.raises(RegistryError, match="cannot unpack it"):
+        fetch(package, [member()], cache=tmp_path, clients={"debian": client("x.deb", b"no package", [])})

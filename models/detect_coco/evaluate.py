@@ -1,0 +1,14 @@
+"""The figures of the card, on the labelled pictures: `python -m models.detect_coco.evaluate`."""
+
+from __future__ import annotations
+
+from models.detect import evaluate
+from models.detect_coco import fetch
+
+
+def main() -> None:
+    evaluate.run(fetch.BUNDLE, fetch.BUNDLE, fetch.FOLDER / "README.md", "./inv models.evaluate detect_coco")
+
+
+if __name__ == "__main__":
+    main()
