@@ -1,5 +1,5 @@
-"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | model | cameras`. The
-only place that exits.
+"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | model | form | cameras`.
+The only place that exits.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from gateway import __version__
 from gateway.camera_commands import add_commands as add_camera_commands
 from gateway.config import Config, PipelineTable, load
 from gateway.errors import ConfigError, OctogateError
+from gateway.form_commands import add_commands as add_form_commands
 from gateway.infer.bench_commands import add_commands as add_bench_commands
 from gateway.infer.bundle_commands import add_commands as add_bundle_commands
 from gateway.infer.swap_commands import add_commands as add_model_commands
@@ -39,6 +40,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
   octogate model swap state NEW.octo --config gateway.toml    another bundle for a model, while the gateway runs
   octogate bundle verify MODEL.octo --key KEY.pem    may this model bundle be believed?
+  octogate form read FORM.toml PICTURE.jpg --model MODEL.octo    what a filled-in paper form says; also new, print
   octogate cameras                         which cameras are there, and a test picture
   octogate record --config gateway.toml    what the sources send, to a file; `replay` plays it back, `diff` compares
 """
@@ -95,6 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     add_bench_commands(commands, EPILOG)
     add_bundle_commands(commands, EPILOG)
     add_camera_commands(commands, EPILOG)
+    add_form_commands(commands, EPILOG)
     add_model_commands(commands, EPILOG)
     add_shift_commands(commands, EPILOG)
     return parser

@@ -17,6 +17,7 @@ import msgspec
 
 import gateway
 from gateway import control
+from gateway.analyse import workorder
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
 from gateway.clockwatch import ClockWatch
@@ -254,6 +255,8 @@ class App:
                 self._frames[frame.source], self._seen[frame.source] = frame, inference
             self._frame_of_change = frame
             self._rules.inference(inference)
+            for change in workorder.changes(inference):
+                self._changed(change)
         for uplink in self._uplinks:
             uplink.inference(inference)
 
@@ -270,7 +273,7 @@ class App:
         self._record(change)
 
     def _record(self, change: Change, **more: Any) -> None:
-        state = "raised" if change.raised else "cleared"
+        state = "point" if change.point else "raised" if change.raised else "cleared"
         stamp = self.clock.at(change.mono_ns)
         self._event(
             Event(change.rule, change.origin, state, change.severity, stamp, change.message, {**change.detail, **more})

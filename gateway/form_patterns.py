@@ -16,8 +16,8 @@ MAX_LENGTH = 64  # characters of a field
 
 # letters of a format -> the shapes that they may take; a reading is one shape of each
 _PARTS: dict[str, tuple[str, ...]] = {
-    "YYYY": ("209",),
-    "YY": ("9",),
+    "YYYY": ("2099",),
+    "YY": ("99",),
     "DD": ("0[1-9]", "[12]9", "3[01]"),
     "MM": ("0[1-9]", "1[0-2]"),
     "HH": ("[01]9", "2[0-3]"),
@@ -112,11 +112,11 @@ def code(pattern: str) -> Pattern:
 
 
 def number(digits: int, decimals: int) -> Pattern:
-    """Up to so many digits, then perhaps a comma or point and up to so many more."""
+    """Up to so many digits, then perhaps a point (a comma is read as one) and up to so many more."""
     whole = Item(DIGITS, 1, digits)
     shapes: list[Shape] = [(whole,)]
     if decimals:
-        shapes.append((whole, Item(frozenset(".,")), Item(DIGITS, 1, decimals)))
+        shapes.append((whole, Item(frozenset(".")), Item(DIGITS, 1, decimals)))
     return Pattern(shapes)
 
 

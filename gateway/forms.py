@@ -150,10 +150,10 @@ def _check(template: Template, where: str) -> None:
             wanted = next((name for name, kinds in _ONLY.items() if field.kind in kinds), "kind")
             raise ConfigError(f"{key}: {error}", hint=f"give {wanted} = ...") from error
     for i, check in enumerate(template.check):
-        kinds = {"after": ("date", "time"), "at_most": ("number",)}[check.rule]
+        fitting = {"after": ("date", "time"), "at_most": ("number",)}[check.rule]
         for name in (check.field, check.than):
-            if name not in seen or seen[name].kind not in kinds:
-                hint = f"rule '{check.rule}' is for {' and '.join(kinds)}"
+            if name not in seen or seen[name].kind not in fitting:
+                hint = f"rule '{check.rule}' is for {' and '.join(fitting)}"
                 raise ConfigError(f"{where}: check[{i}]: no such field '{name}' of a fitting kind", hint=hint)
         if seen[check.field].kind != seen[check.than].kind:
             raise ConfigError(f"{where}: check[{i}]: a date and a time", hint="compare dates with dates")
@@ -164,7 +164,7 @@ _ONLY: dict[str, tuple[Kind, ...]] = {"pattern": ("code",), "words": ("word",), 
 
 def dumps(template: Template, notes: str = "") -> str:
     """The template as TOML that `parse` reads back to the same; `notes` becomes comment lines at its top."""
-    lines = [f"# {line}".rstrip() for line in notes.splitlines()]
+    lines = [f"# {''.join(filter(str.isprintable, line))}".rstrip() for line in notes.splitlines()]
     plain = {name: value for name, value in _kept(template) if name not in ("markers", "field", "check")}
     lines += [f"{name} = {_toml(value)}" for name, value in plain.items()]
     tables: list[tuple[str, Table]] = [("[markers]", template.markers)] if template.markers else []

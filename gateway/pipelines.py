@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from gateway import forms
 from gateway.clock import Clock
 from gateway.config import Config, NodeSource, PipelineTable
 from gateway.errors import ConfigError
+from gateway.form_pipeline import FormPipeline
 from gateway.infer.bundle import read_manifest
-from gateway.infer.manifest import Gfl, Manifest, Picture, Ssd, Window, Yolo
+from gateway.infer.manifest import Ctc, Gfl, Manifest, Picture, Ssd, Window, Yolo
 from gateway.pipeline import CameraPipeline, Done, Engine, Looked, Notify, Pipeline, RegionPipeline, SensorPipeline
 
 
@@ -52,7 +54,7 @@ class Pipelines:
                 parents[table.name] = closer
                 self.all.append(closer)
             else:
-                parents[table.name] = camera = CameraPipeline(table, engine, clock, done, tell)
+                parents[table.name] = camera = self._camera(table, engine, clock, done, tell)
                 self.by_source.setdefault(camera.of, []).append(camera)
                 self.all.append(camera)
         for table in config.pipeline:
@@ -61,6 +63,16 @@ class Pipelines:
                 assert isinstance(child, RegionPipeline)  # it was made so above
                 parents[table.after].children.append(child)
         self.running = [pipeline for pipeline in self.all if not isinstance(pipeline, RegionPipeline)]
+
+    def _camera(self, table: PipelineTable, engine: Engine, clock: Clock, done: Done, tell: Notify) -> CameraPipeline:
+        if not table.form:
+            return CameraPipeline(table, engine, clock, done, tell)
+        if not isinstance(self._manifest(table.model).post[-1], Ctc):
+            raise ConfigError(
+                f"pipeline '{table.name}': model '{table.model}' reads no text, a form needs one that does",
+                hint="name one whose last post step is 'ctc'",
+            )
+        return FormPipeline(table, forms.load(self._config.path(table.form)), engine, clock, done, tell)
 
     def _manifest(self, model: str) -> Manifest:
         if model not in self._manifests:

@@ -40,6 +40,7 @@ class Reader:
         self.pattern = pattern_of(field)
         self._chars = sorted(self.pattern.alphabet)
         self._fold = _folded(labels, self._chars)
+        self._word = field.kind == "word"
         self._constraint = _OfPattern(self.pattern, self._chars)
 
     def read(self, table: Array) -> tuple[str, float]:
@@ -49,18 +50,25 @@ class Reader:
             table: probabilities [steps, labels].
         """
         folded = table @ self._fold
-        found = ctc.beam(folded, WIDTH, self._constraint, _FLOOR)
-        if not found.labels:
-            found = ctc.beam(folded + np.float32(_UNSEEN), WIDTH, self._constraint, 0.0)
-        if not found.labels:
+        found = ctc.beams(folded, WIDTH, self._constraint, _FLOOR)
+        if not found or not found[0][1]:
+            folded = folded + np.float32(_UNSEEN)
+            found = ctc.beams(folded, WIDTH, self._constraint, 0.0)
+        if not found or not found[0][1]:
             return "", 0.0
-        text = "".join(self._chars[label - 1] for label in found.labels)
-        return text, min(1.0, sure(folded, found))
+        share, best = found[0]
+        rivals = sum(other for other, _ in found)
+        # both: a character may be doubtful though no other text fits, and another text nearly as good though none is
+        each = ctc.aligned(folded, best)
+        # and something may stand there that fits nowhere: a step of which little is allowed
+        least = self._of_word(each) if self._word else min(*each, float(folded.sum(axis=1).min()))
+        sure = least * share / rivals
+        return "".join(self._chars[label - 1] for label in best), min(1.0, sure)
 
-
-def sure(table: Array, found: ctc.Read) -> float:
-    """The least of its characters' probabilities, less what was seen where nothing of it stands."""
-    return float(min(found.characters))
+    @staticmethod
+    def _of_word(each: Sequence[float]) -> float:
+        """The geometric mean: one unclear letter leaves a word clear when no other word fits."""
+        return float(np.exp(np.log(np.maximum(each, 1e-9)).mean()))
 
 
 class _OfPattern:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from gateway.contract import Result
 from gateway.errors import ModelError
 from gateway.form_patterns import PatternError
@@ -20,6 +22,8 @@ NO_FORM = "no form"
 _MAX_FORMS = 8  # templates remembered; a gateway has a few
 _TICKED, _CLEAN = 0.12, 0.04  # shares of a tick box that are written on: from the first ticked, below the second empty
 
+_SURE_TICK = 0.75
+
 # cells -> for each the recogniser's probabilities [steps, labels]
 Recognise = Callable[[Sequence[Array]], Sequence[Array]]
 
@@ -29,10 +33,11 @@ class FormReader:
 
     Args:
         labels: what the recogniser's columns stand for, the first is the blank.
+        accept: a field read with less confidence is doubted, unless its template says another.
     """
 
-    def __init__(self, labels: Sequence[str]) -> None:
-        self._labels = labels
+    def __init__(self, labels: Sequence[str], accept: float) -> None:
+        self._labels, self._accept = labels, accept
         self._known: dict[str, tuple[str, Template, dict[str, Reader]]] = {}
 
     def template(self, media: str) -> tuple[str, Template]:
@@ -72,13 +77,17 @@ class FormReader:
                 cells[field.name] = read
         for name, table in zip(cells, recognise(list(cells.values())) if cells else (), strict=True):
             found[name] = Field(name, *readers[name].read(table))
-        fields = tuple(found[field.name] for field in template.field)
+        fields = tuple(self._doubted(field, found[field.name]) for field in template.field)
         return Result(
             score=min(field.confidence for field in fields),
             text=", ".join(f"{field.name} {field.text}" for field in fields if field.text),
             values={"markers": float(page.markers)},
             fields=fields,
         )
+
+    def _doubted(self, field: FieldTable, read: Field) -> Field:
+        least = field.confidence or (_SURE_TICK if field.kind == "tick" else self._accept)
+        return msgspec.structs.replace(read, doubt="not sure") if read.confidence < least else read
 
     @staticmethod
     def _by_ink(picture: Array, page: Page, field: FieldTable) -> Field | Array:

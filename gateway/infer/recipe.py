@@ -83,7 +83,8 @@ class Recipe:
         if self._tiles is not None and self._answers.finder is None:
             raise self._bad("'tiles' is for detectors: only their answers can be merged")
         self._readers: dict[str, _Reader] = {}
-        self._forms = FormReader(manifest.labels) if isinstance(manifest.post[-1], Ctc) else None
+        last = manifest.post[-1]
+        self._forms = FormReader(manifest.labels, last.accept) if isinstance(last, Ctc) else None
         self._load_opencv(threads)
 
     def run(self, compute: Compute, data: Buffer, media: str, batch: int = 1) -> Result:

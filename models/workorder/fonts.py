@@ -15,22 +15,21 @@ import cv2
 from gateway.errors import ModelError
 from sdk.registry import CACHE, Member, Package, Say, fetch, quiet
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["validation", "test"]
 
-# `train` is what the small recogniser learns from; `validation` fits thresholds; nothing but evaluate.py reads `test`
+# `validation` fits the threshold of acceptance; nothing but evaluate.py reads `test`
 HAND: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "comic-neue", "finger-paint", "gloria-hallelujah", "gochi-hand", "indie-flower", "la-belle-aurore", "marck-script",
-        "nanum-pen-script", "permanent-marker", "playpen-sans", "shantell-sans",
+    "validation": (
+        "comic-neue", "finger-paint", "gloria-hallelujah", "gochi-hand", "indie-flower", "kalam", "la-belle-aurore",
+        "marck-script", "nanum-pen-script", "permanent-marker", "playpen-sans", "shadows-into-light", "shantell-sans",
     ),
-    "validation": ("kalam", "shadows-into-light"),
     "test": ("caveat", "patrick-hand", "reenie-beanie", "schoolbell"),
 }  # fmt: skip
 PRINT: dict[Split, tuple[str, ...]] = {
-    "train": (
-        "courier-prime", "merriweather", "open-sans", "oswald", "pt-serif", "roboto", "roboto-slab", "source-code-pro",
+    "validation": (
+        "courier-prime", "lato", "merriweather", "noto-serif", "open-sans", "oswald", "pt-serif", "roboto", "roboto-slab",
+        "source-code-pro",
     ),
-    "validation": ("lato", "noto-serif"),
     "test": ("ibm-plex-sans", "inconsolata", "source-serif-4", "special-elite", "ubuntu"),
 }  # fmt: skip
 

@@ -42,6 +42,9 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
         "gateway.infer": "steps and runners",
         "gateway.contract": "results and schemas",
         "gateway.errors": "one tree of errors",
+        "gateway.forms": "the form that a recogniser is measured on",
+        "gateway.form_print": "how it looks",
+        "gateway.analyse.workorder": "and what the gateway makes of it",
     },
     "firmware_tools": {
         "sdk": "provisions what it flashed",
