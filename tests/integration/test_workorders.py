@@ -58,8 +58,8 @@ form = "{fetch.FOLDER / "order.toml"}"
 @pytest.mark.timeout(240)
 def test_forms_become_records_and_doubtful_ones_events(tmp_path: Path, reader: Path) -> None:
     db = tmp_path / "consumer.db"
-    select = "select label, result from inferences where pipeline = 'work-orders'"
-    events = "select message, detail from events where name = 'form.review'"
+    select = "select label, result from v_inference where stream = 'work-orders'"
+    events = "select message, detail from v_event where name = 'form.review'"
 
     async def scenario() -> None:
         port = free_port()
