@@ -1,6 +1,6 @@
 """Makes the pictures of docs/workorders.md from the model and its examples: docs/images/workorder-*.png.
 
-    python docs/make_workorders.py build/models/workorder.octo
+python docs/make_workorders.py build/models/workorder.octo
 """
 
 from __future__ import annotations

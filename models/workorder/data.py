@@ -157,7 +157,8 @@ def text_mask(text: str, face: cv2.FontFace, size: int, weight: int = 0) -> NDAr
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not rows.size:
         return np.zeros((1, 1), np.float32)
-    return np.asarray(mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1], np.float32) / 255
+    inked = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].astype(np.float32)
+    return np.asarray(inked / np.float32(255), np.float32)
 
 
 def stamp(sheet: Picture, mask: NDArray[np.float32], at: tuple[int, int], ink: tuple[int, ...]) -> None:

@@ -88,7 +88,7 @@ def metadata(model: bytes, key: str) -> str:
         if part.number == _METADATA and isinstance(part.value, bytes):
             pair = {p.number: p.value for p in parts(part.value)}
             if pair.get(1) == key.encode() and isinstance(pair.get(2), bytes):
-                return bytes(pair[2]).decode()  # type: ignore[arg-type]  # looked at one line above
+                return bytes(pair[2]).decode()
     raise ModelError(f"the ONNX file has no metadata '{key}'")
 
 
@@ -135,7 +135,7 @@ def _cut(tensor: bytes, keep: Sequence[int]) -> bytes:
     raw = next((part.value for part in parts(tensor) if part.number == _RAW), b"")
     if kinds != [_FLOAT] or not dims or not all(isinstance(n, int) for n in dims) or not isinstance(raw, bytes):
         raise ModelError("the layer's tensors are not plain float32")
-    values = np.frombuffer(raw, "<f4").reshape([int(n) for n in dims])  # type: ignore[arg-type]  # looked at above
+    values = np.frombuffer(raw, "<f4").reshape([int(n) for n in dims])
     less = np.ascontiguousarray(values[..., list(keep)])
     named = b"".join(part.raw for part in parts(tensor) if part.number == _NAME)
     shape = b"".join(field(_DIMS, n) for n in less.shape)

@@ -6,11 +6,11 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.integration.harness import broker, daemon, free_port, until, uplink
 
 from gateway.__main__ import main
 from models.workorder import fetch
 from sdk.ingest import Ingest
+from tests.integration.harness import broker, daemon, free_port, until, uplink
 
 EXAMPLES = fetch.FOLDER / "examples"
 

@@ -2,6 +2,7 @@
 
 import itertools
 import re
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ CODES = [
 
 @pytest.mark.parametrize(("ours", "theirs"), CODES)
 @given(data=st.data())
-def test_a_code_fits_what_the_regular_expression_matches(ours, theirs, data):
+def test_a_code_fits_what_the_regular_expression_matches(ours: str, theirs: str, data: Any) -> None:
     text = data.draw(st.from_regex(theirs, fullmatch=True) | st.text("AWO019-?.X", max_size=6))
     ascii_digits = all(char in form_patterns.DIGITS or not char.isdigit() for char in text)
     assert form_patterns.code(ours).fits(text) == (bool(re.fullmatch(theirs, text)) and ascii_digits)
@@ -42,13 +43,13 @@ def test_a_code_fits_what_the_regular_expression_matches(ours, theirs, data):
         ("HH:mm", ["00:00", "23:59", "19:30"], ["24:00", "12:60", "1:30", "12.30"]),
     ],
 )  # fmt: skip
-def test_dates_and_times(form, good, bad):
+def test_dates_and_times(form: str, good: list[str], bad: list[str]) -> None:
     pattern = form_patterns.dated(form)
     assert [text for text in good if not pattern.fits(text)] == []
     assert [text for text in bad if pattern.fits(text)] == []
 
 
-def test_numbers():
+def test_numbers() -> None:
     pattern = form_patterns.number(3, 2)
     assert all(map(pattern.fits, ["0", "123", "1.5", "123.45"]))
     assert not any(map(pattern.fits, ["", "1234", "1.", ".5", "1.234", "1,5", "-1"]))
@@ -56,7 +57,7 @@ def test_numbers():
 
 
 @given(st.text(max_size=12))
-def test_any_text_is_a_code_or_is_refused_with_a_word(text):
+def test_any_text_is_a_code_or_is_refused_with_a_word(text: str) -> None:
     try:
         pattern = form_patterns.code(text)
     except PatternError as error:
@@ -66,12 +67,12 @@ def test_any_text_is_a_code_or_is_refused_with_a_word(text):
 
 
 @pytest.mark.parametrize("text", ["", "9{", "9{x}", "9{3,1}", "9{0}", "9{65}", "[", "[]", "[ä]", "9{64}9", "A{-1}"])
-def test_what_is_no_pattern(text):
+def test_what_is_no_pattern(text: str) -> None:
     with pytest.raises(PatternError):
         form_patterns.code(text)
 
 
-def test_a_format_without_date_or_time_is_refused():
+def test_a_format_without_date_or_time_is_refused() -> None:
     with pytest.raises(PatternError, match="not a format"):
         form_patterns.dated("--")
 
@@ -79,13 +80,13 @@ def test_a_format_without_date_or_time_is_refused():
 # --- the decoder ----------------------------------------------------------------------------------------------------
 
 
-def collapsed(path):
+def collapsed(path: Any) -> Any:
     return "".join(label for label, _ in itertools.groupby(path) if label)
 
 
-def best_by_all_paths(table, labels, pattern):
+def best_by_all_paths(table: Any, labels: Any, pattern: Any) -> Any:
     """The most probable text of the pattern, by adding up every path."""
-    sums = {}
+    sums: dict[str, float] = {}
     for path in itertools.product(range(len(labels)), repeat=len(table)):
         text = collapsed([labels[i] if i else "" for i in path])
         if pattern.fits(text):
@@ -97,16 +98,16 @@ def best_by_all_paths(table, labels, pattern):
 class Over:
     """A pattern as a constraint over labels."""
 
-    def __init__(self, pattern, labels):
+    def __init__(self, pattern: Any, labels: Any) -> None:
         self.pattern, self.labels = pattern, labels
 
-    def start(self):
+    def start(self) -> Any:
         return self.pattern.start()
 
-    def step(self, state, label):
+    def step(self, state: Any, label: Any) -> Any:
         return self.pattern.step(state, self.labels[label])
 
-    def accepts(self, state):
+    def accepts(self, state: Any) -> Any:
         return self.pattern.accepts(state)
 
 
@@ -116,7 +117,7 @@ class Over:
     st.integers(2, 5),
     st.sampled_from(["9{1,3}", "A9", "1N", "[01]{2}A{0,1}", "9A{1,2}"]),
 )
-def test_the_constrained_search_finds_the_best_of_all_paths(seed, steps, written):
+def test_the_constrained_search_finds_the_best_of_all_paths(seed: int, steps: int, written: str) -> None:
     labels = ["", "0", "1", "A", "B"]
     pattern = form_patterns.code(written)
     table = np.random.default_rng(seed).dirichlet(np.full(len(labels), 0.4), steps).astype(np.float64) + 1e-9
@@ -133,7 +134,7 @@ def test_the_constrained_search_finds_the_best_of_all_paths(seed, steps, written
         assert texts[text] / texts[best] == pytest.approx(wanted[text] / wanted[best], rel=1e-6)
 
 
-def spelled(text, labels, doubt=()):
+def spelled(text: str, labels: Any, doubt: Any = ()) -> Any:
     """A recogniser's table that says `text` clearly, but for (place, other character, its share)."""
     table = np.full((2 * len(text) + 1, len(labels)), 1e-6, np.float32)
     table[::2, 0] = 1
@@ -161,14 +162,14 @@ LABELS = ["<blank>", *map(chr, range(33, 127)), " "]
         ({"kind": "text"}, "a b", "a b"),
     ],
 )
-def test_a_field_reads_what_may_stand_there(more, seen, read):
+def test_a_field_reads_what_may_stand_there(more: dict[str, Any], seen: str, read: Any) -> None:
     reader = Reader(FieldTable(name="f", box=BOX, **more), LABELS)
     text, sure = reader.read(spelled(seen, LABELS))
     assert text == read
     assert 0 <= sure <= 1
 
 
-def test_confidence_falls_with_a_rival_and_with_what_does_not_fit():
+def test_confidence_falls_with_a_rival_and_with_what_does_not_fit() -> None:
     number = Reader(FieldTable(name="f", kind="number", box=BOX), LABELS)
     clear = number.read(spelled("1234", LABELS))[1]
     rival = number.read(spelled("1234", LABELS, [(2, "8", 0.4)]))[1]
@@ -178,12 +179,12 @@ def test_confidence_falls_with_a_rival_and_with_what_does_not_fit():
     assert other < 0.1
 
 
-def test_a_table_that_allows_nothing_gives_nothing():
+def test_a_table_that_allows_nothing_gives_nothing() -> None:
     reader = Reader(FieldTable(name="f", kind="code", pattern="9{10}", box=BOX), LABELS)
     assert reader.read(spelled("1", LABELS)) == ("", 0.0)
 
 
-def test_states_are_remembered_not_computed_again():
+def test_states_are_remembered_not_computed_again() -> None:
     pattern = Pattern([(form_patterns.Item(form_patterns.DIGITS, 1, 3),)])
     state = pattern.step(pattern.start(), "1")
     assert pattern.step(pattern.start(), "1") is state

@@ -1,6 +1,8 @@
 """Templates: TOML and back, what is refused, the way to the worker; the form as a PDF."""
 
 import re
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,7 +20,7 @@ SIDES = st.floats(1, 100).map(lambda x: round(x, 2))
 
 
 @st.composite
-def fields(draw, name):
+def fields(draw: Any, name: str) -> Any:
     kind = draw(st.sampled_from(["number", "date", "time", "code", "word", "text", "tick"]))
     x, y, width, height = (draw(SIDES) for _ in range(4))
     more = {
@@ -34,7 +36,7 @@ def fields(draw, name):
 
 
 @st.composite
-def templates(draw):
+def templates(draw: Any) -> Any:
     names = draw(st.lists(NAMES, min_size=1, max_size=4, unique=True))
     markers = draw(st.none() | st.just(Markers()) | st.just(Markers(ids=(4, 5, 6, 7), size=20.5, margin=3.25)))
     return Template(
@@ -44,29 +46,29 @@ def templates(draw):
 
 
 @given(templates(), TEXTS)
-def test_a_template_is_the_same_after_toml(template, notes):
+def test_a_template_is_the_same_after_toml(template: Template, notes: str) -> None:
     assert forms.parse(forms.dumps(template, notes).encode(), "x") == template
 
 
 @given(templates())
-def test_a_template_is_the_same_at_the_worker(template):
+def test_a_template_is_the_same_at_the_worker(template: Template) -> None:
     assert forms.of_media("image/png" + forms.as_media(template)) == ("image/png", template)
     assert forms.as_media(template).isascii()
 
 
 @given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
-def test_what_is_no_template_is_refused_with_a_word(data):
-    with pytest.raises(ConfigError, match="^x: "):
+def test_what_is_no_template_is_refused_with_a_word(data: Any) -> None:
+    with pytest.raises(ConfigError, match=r"^x: "):
         forms.parse(data, "x")
 
 
 @given(st.text(st.characters(max_codepoint=126), max_size=60))
-def test_a_media_text_that_is_not_ours(text):
-    with pytest.raises(ValueError):  # noqa: PT011 - msgspec's and base64's own are both
+def test_a_media_text_that_is_not_ours(text: str) -> None:
+    with pytest.raises(ValueError):  # msgspec's and base64's own are both
         forms.of_media("image/png" + forms.MARK + "!" + text)
 
 
-def test_a_media_text_without_a_form():
+def test_a_media_text_without_a_form() -> None:
     assert forms.of_media("image/jpeg") == ("image/jpeg", None)
 
 
@@ -106,13 +108,13 @@ than = "a"
         ("[[field]]", "[[field]", "not valid TOML"),
     ],
 )
-def test_what_is_wrong_is_named(old, new, said):
+def test_what_is_wrong_is_named(old: str, new: str, said: str) -> None:
     assert forms.parse(GOOD.encode(), "x").check == (CheckTable("after", "b", "a"),)
     with pytest.raises(ConfigError, match=re.escape(said)):
         forms.parse(GOOD.replace(old, new, 1).encode(), "x")
 
 
-def test_a_file_that_is_not_there_or_too_large(tmp_path):
+def test_a_file_that_is_not_there_or_too_large(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="form new"):
         forms.load(tmp_path / "none.toml")
     (tmp_path / "large.toml").write_text("#" * (forms.MAX_BYTES + 1))
@@ -139,7 +141,7 @@ form = "form.toml"
 """
 
 
-def test_a_config_names_a_template_and_is_refused_with_a_bad_one(tmp_path):
+def test_a_config_names_a_template_and_is_refused_with_a_bad_one(tmp_path: Path) -> None:
     config, form = tmp_path / "gateway.toml", tmp_path / "form.toml"
     config.write_text(CONFIG)
     form.write_text(GOOD)
@@ -160,7 +162,7 @@ def test_a_config_names_a_template_and_is_refused_with_a_bad_one(tmp_path):
 
 
 @given(templates())
-def test_every_object_of_the_pdf_is_where_its_table_says(template):
+def test_every_object_of_the_pdf_is_where_its_table_says(template: Template) -> None:
     made = form_print.pdf(template)
     start = int(made.rsplit(b"startxref\n", 1)[1].split()[0])
     assert made[start:].startswith(b"xref\n0 6\n")
@@ -168,14 +170,15 @@ def test_every_object_of_the_pdf_is_where_its_table_says(template):
     assert all(len(row) == 19 for row in rows)
     for number, row in enumerate(rows[1:], 1):
         assert made[int(row[:10]) :].startswith(b"%d 0 obj\n" % number)
-    length = int(re.search(rb"/Length (\d+)", made)[1])
+    (stated,) = re.findall(rb"/Length (\d+)", made)
+    length = int(stated)
     body = made.index(b"stream\n") + len(b"stream\n")
     assert made[body + length :].startswith(b"\nendstream")
     shown = re.findall(rb"\((?:[^()\\\n]|\\.)*\) Tj", made[body : body + length])
     assert len(shown) == 1 + len(template.field)
 
 
-def test_the_example_is_drawn_once_and_within_its_page():
+def test_the_example_is_drawn_once_and_within_its_page() -> None:
     template = data.template()
     marks = list(form_print.layout(template))
     frames = [mark for mark in marks if isinstance(mark, form_print.Frame)]

@@ -1,5 +1,7 @@
 """What a form says: values, doubts, checks, and one record a sheet."""
 
+from typing import Any
+
 import pytest
 
 from gateway.analyse import workorder
@@ -27,22 +29,22 @@ READ = {
 }  # fmt: skip
 
 
-def result(sure=1.0, **changes):
+def result(sure: float = 1.0, **changes: Any) -> Any:
     texts = READ | changes
     return Result(
         score=sure, fields=tuple(Field(name, text, sure, doubt="" if sure > 0.9 else "not sure") for name, text in texts.items())
     )  # fmt: skip
 
 
-def judged(**changes):
+def judged(**changes: Any) -> Any:
     return workorder.judge(TEMPLATE, result(**changes))
 
 
-def doubts(**changes):
+def doubts(**changes: Any) -> Any:
     return {field.name: field.doubt for field in judged(**changes).fields if field.doubt}
 
 
-def test_a_form_that_is_right_is_accepted_with_its_values():
+def test_a_form_that_is_right_is_accepted_with_its_values() -> None:
     got = judged()
     assert got.label == "accepted"
     assert {field.name: field.value for field in got.fields} == READ | {
@@ -68,28 +70,28 @@ def test_a_form_that_is_right_is_accepted_with_its_values():
         ({"end": ""}, {"end": "empty"}),  # nothing to compare: only told once
     ],
 )
-def test_what_is_doubted(changes, doubted):
+def test_what_is_doubted(changes: Any, doubted: dict[str, str]) -> None:
     assert doubts(**changes) == doubted
     assert judged(**changes).label == ("review" if doubted else "accepted")
 
 
-def test_what_the_worker_is_not_sure_of_is_reviewed():
+def test_what_the_worker_is_not_sure_of_is_reviewed() -> None:
     got = workorder.judge(TEMPLATE, result(sure=0.5, end="08:00"))
     assert got.label == "review"
     assert {field.doubt for field in got.fields} == {"not sure", "not sure; end is not after start"}
 
 
-def test_no_form_stays_no_form():
+def test_no_form_stays_no_form() -> None:
     assert workorder.judge(TEMPLATE, Result("no form")) == Result("no form")
 
 
-def test_years_of_two_digits_and_other_formats():
+def test_years_of_two_digits_and_other_formats() -> None:
     field = FieldTable(name="day", kind="date", format="MM/DD/YY", box=BOX)
     read = Result(fields=(Field("day", "02/01/27", 1.0),))
     assert workorder.judge(Template(name="t", field=(field,)), read).fields[0].value == "2027-02-01"
 
 
-def test_a_sheet_is_recorded_once_and_again_when_it_is_accepted():
+def test_a_sheet_is_recorded_once_and_again_when_it_is_accepted() -> None:
     sheets = workorder.Sheets()
     bad, good, other = judged(day="30.02.2026"), judged(), judged(**dict.fromkeys(("order", "day", "start", "end"), "")
     )  # fmt: skip
@@ -103,11 +105,11 @@ def test_a_sheet_is_recorded_once_and_again_when_it_is_accepted():
     assert sheets.is_new(other)  # laid down again
 
 
-def inference(read):
+def inference(read: Any) -> Any:
     return Inference("orders", Stamp("b", 7, None, 0), "m", "d", "onnx", 1, read, 3)
 
 
-def test_a_form_to_be_reviewed_is_an_event_with_its_picture():
+def test_a_form_to_be_reviewed_is_an_event_with_its_picture() -> None:
     (change,) = workorder.changes(inference(judged(day="30.02.2026")))
     assert (change.rule, change.origin, change.severity) == ("form.review", "orders", Severity.WARNING)
     assert change.keep_picture

@@ -1,11 +1,11 @@
 """The recogniser's build and its measures: columns taken out of an ONNX file, splits, thresholds, the card's bars."""
 
 import re
+from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from tests.unit.bundles import onnx_model
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +15,7 @@ from gateway.infer.manifest import Manifest
 from models import kit
 from models.workorder import calibrate, data, fetch, fonts, slim
 from models.workorder.measure import Seen, is_right
+from tests.unit.bundles import onnx_model
 
 
 def tensor(name: str, values: np.ndarray) -> bytes:
@@ -36,13 +37,13 @@ def tensors(made: bytes) -> dict[str, np.ndarray]:
     for part in slim.parts(graph):
         if part.number == 5:
             inner = list(slim.parts(bytes(part.value)))
-            shape = [p.value for p in inner if p.number == 1]
-            name = next(bytes(p.value).decode() for p in inner if p.number == 8)
-            found[name] = np.frombuffer(next(p.value for p in inner if p.number == 9), "<f4").reshape(shape)
+            shape = [int(p.value) for p in inner if p.number == 1]
+            name, raw = (next(bytes(p.value) for p in inner if p.number == n) for n in (8, 9))
+            found[name.decode()] = np.frombuffer(raw, "<f4").reshape(shape)
     return found
 
 
-def test_only_the_named_layer_loses_columns():
+def test_only_the_named_layer_loses_columns() -> None:
     made, weights = model()
     assert slim.metadata(made, "character") == "a\nb"
     less = tensors(slim.keep_columns(made, "head", [0, 5, 2]))
@@ -55,13 +56,13 @@ def test_only_the_named_layer_loses_columns():
         slim.keep_columns(made, "tail", [0])
 
 
-def test_a_real_onnx_file_is_taken_apart_and_together():
+def test_a_real_onnx_file_is_taken_apart_and_together() -> None:
     made = onnx_model()
     assert b"".join(part.raw for part in slim.parts(made)) == made
 
 
 @given(st.binary(max_size=60))
-def test_bytes_are_a_message_or_are_refused(data):
+def test_bytes_are_a_message_or_are_refused(data: Any) -> None:
     try:
         found = list(slim.parts(data))
     except ModelError as error:
@@ -70,7 +71,7 @@ def test_bytes_are_a_message_or_are_refused(data):
         assert b"".join(part.raw for part in found) == data
 
 
-def test_the_manifest_is_one():
+def test_the_manifest_is_one() -> None:
     spec = {**kit.read_spec(fetch.SPEC), "labels": [fetch.BLANK, "0", "1"]}
     golden = {"input": "golden/a.png", "media": "image/png", "expected": "golden/a.json", "tolerance": {"fp32": 0.02}}
     made = msgspec.convert({**spec, "golden": [golden]}, Manifest)
@@ -81,7 +82,7 @@ def test_the_manifest_is_one():
 # --- splits and measures --------------------------------------------------------------------------------------------
 
 
-def test_no_font_and_no_seed_is_in_two_splits():
+def test_no_font_and_no_seed_is_in_two_splits() -> None:
     pinned = {line.split()[0] for line in fonts._PINS.splitlines()}
     names = [name for kind in (fonts.HAND, fonts.PRINT) for split in kind.values() for name in split]
     assert len(names) == len(set(names))
@@ -89,7 +90,7 @@ def test_no_font_and_no_seed_is_in_two_splits():
     assert abs(data.SEEDS["test"] - data.SEEDS["validation"]) > 10_000
 
 
-def test_what_is_written_keeps_the_forms_checks():
+def test_what_is_written_keeps_the_forms_checks() -> None:
     form = data.template()
     for seed in range(50):
         texts = data.contents(form, np.random.default_rng(seed))
@@ -98,7 +99,7 @@ def test_what_is_written_keeps_the_forms_checks():
         assert set(texts) == {field.name for field in form.field}
 
 
-def test_a_comma_and_capitals_do_not_make_a_reading_wrong():
+def test_a_comma_and_capitals_do_not_make_a_reading_wrong() -> None:
     by_kind = {field.kind: field for field in data.template().field}
     assert is_right(by_kind["number"], "1,5", "1.5")
     assert is_right(by_kind["word"], "Adams", "ADAMS")
@@ -110,7 +111,7 @@ def seen(sure: float, right: bool, kind: str = "number") -> Seen:
     return Seen(0, kind, "hand", "f", "1", Field("a", "1", sure), right)
 
 
-def test_the_threshold_is_the_lowest_at_which_enough_is_right():
+def test_the_threshold_is_the_lowest_at_which_enough_is_right() -> None:
     good, bad = [seen(0.9, True)] * 50, [seen(0.455, False), seen(0.6, True)]
     assert calibrate.threshold([*good, *bad]) == 0.46
     assert calibrate.threshold([*good, *bad, seen(0.99, False, "tick")]) == 0.46
@@ -126,7 +127,7 @@ def share(row: str, column: int) -> float:
     return int(right) / int(of)
 
 
-def test_the_card_reaches_its_bars():
+def test_the_card_reaches_its_bars() -> None:
     assert share("printed", 0) >= 0.95
     assert share("handwriting-like", 0) >= 0.85
     assert share("all", 2) >= 0.99
