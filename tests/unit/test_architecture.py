@@ -59,8 +59,7 @@ MAY_IMPORT: dict[str, dict[str, str]] = {
 FOUNDATION = ("gateway.contract", "gateway.errors", "gateway.clock", "gateway.link")
 # "path::function" -> why a blind except is right there. A handler that ends in a bare `raise` needs no entry.
 BLIND_EXCEPTS: dict[str, str] = {}
-# Built from parts, so that this file passes its own test.
-FORBIDDEN_TEXT = re.compile(
+FORBIDDEN_TEXT = re.compile(  # built from parts, so that this file passes its own test
     "|".join(
         [
             "py" + r"pi\.org",
@@ -75,7 +74,6 @@ FORBIDDEN_TEXT = re.compile(
         ]
     )
 )
-
 UNSAFE_MODULES = ("pickle", "cPickle", "dill", "shelve", "marshal")
 type_checking = re.compile(r"(typing\.)?TYPE_CHECKING")
 
