@@ -7,7 +7,7 @@ from pathlib import Path
 from sdk.registry import ROOT
 
 FOLDER = ROOT / "models" / "workorder"
-SECONDS = 6  # that a sheet lies there; reading it takes about half a second of one processor
+SECONDS = 6  # that a sheet lies there; reading it takes about a second of one processor
 
 TABLES = """
 [[source]]
