@@ -27,6 +27,7 @@ CODES = [
 
 
 @pytest.mark.parametrize(("ours", "theirs"), CODES)
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_code_fits_what_the_regular_expression_matches(ours: str, theirs: str, data: Any) -> None:
     text = data.draw(st.from_regex(theirs, fullmatch=True) | st.text("AWO019-?.X", max_size=6))
@@ -56,6 +57,7 @@ def test_numbers() -> None:
     assert not form_patterns.number(3, 0).fits("1.5")
 
 
+@settings(deadline=None)
 @given(st.text(max_size=12))
 def test_any_text_is_a_code_or_is_refused_with_a_word(text: str) -> None:
     try:

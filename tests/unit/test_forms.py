@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import form_print, forms
@@ -45,23 +45,27 @@ def templates(draw: Any) -> Any:
     )  # fmt: skip
 
 
+@settings(deadline=None)
 @given(templates(), TEXTS)
 def test_a_template_is_the_same_after_toml(template: Template, notes: str) -> None:
     assert forms.parse(forms.dumps(template, notes).encode(), "x") == template
 
 
+@settings(deadline=None)
 @given(templates())
 def test_a_template_is_the_same_at_the_worker(template: Template) -> None:
     assert forms.of_media("image/png" + forms.as_media(template)) == ("image/png", template)
     assert forms.as_media(template).isascii()
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300) | st.text(max_size=200).map(str.encode))
 def test_what_is_no_template_is_refused_with_a_word(data: Any) -> None:
     with pytest.raises(ConfigError, match=r"^x: "):
         forms.parse(data, "x")
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(max_codepoint=126), max_size=60))
 def test_a_media_text_that_is_not_ours(text: str) -> None:
     with pytest.raises(ValueError):  # msgspec's and base64's own are both
@@ -161,6 +165,7 @@ def test_a_config_names_a_template_and_is_refused_with_a_bad_one(tmp_path: Path)
 # --- on paper -------------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(templates())
 def test_every_object_of_the_pdf_is_where_its_table_says(template: Template) -> None:
     made = form_print.pdf(template)

@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.contract import Field
@@ -61,6 +61,7 @@ def test_a_real_onnx_file_is_taken_apart_and_together() -> None:
     assert b"".join(part.raw for part in slim.parts(made)) == made
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=60))
 def test_bytes_are_a_message_or_are_refused(data: Any) -> None:
     try:
