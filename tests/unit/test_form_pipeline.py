@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from gateway.clock import Clock
-from gateway.config import Config, GatewayTable, ModelTable, PicturesSource, PipelineTable
+from gateway.config import Config, GatewayTable, PicturesSource, PipelineTable
 from gateway.contract import Field, Frame, Inference, Result, Stamp
 from gateway.errors import ConfigError
 from gateway.form_pipeline import FormPipeline
 from gateway.forms import FieldTable, Template, as_media, dumps
 from gateway.infer.worker import _pictured
+from gateway.model_tables import ModelTable
 from gateway.pipelines import Pipelines
 from tests.unit.bundles import make_colours
 from tests.unit.test_pipeline import Engine
