@@ -17,7 +17,6 @@ import msgspec
 
 import gateway
 from gateway import control
-from gateway.analyse import workorder
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
 from gateway.clockwatch import ClockWatch
@@ -255,10 +254,16 @@ class App:
                 self._frames[frame.source], self._seen[frame.source] = frame, inference
             self._frame_of_change = frame
             self._rules.inference(inference)
-            for change in workorder.changes(inference):
-                self._changed(change)
+            if inference.result.fields:
+                self._reviewed(inference)
         for uplink in self._uplinks:
             uplink.inference(inference)
+
+    def _reviewed(self, inference: Inference) -> None:
+        from gateway.analyse import workorder  # few gateways read forms
+
+        for change in workorder.changes(inference):
+            self._changed(change)
 
     def _looked(self, pipeline: str, stamp: Stamp, inferences: Sequence[Inference], frame: Frame) -> None:
         """All regions of a picture were looked at: rules judge the picture, not one region after the other."""

@@ -17,7 +17,6 @@ from typing import Annotated, Any, Literal, get_args
 import msgspec
 from msgspec import Meta
 
-from gateway import forms
 from gateway.cascade import resolve
 from gateway.contract import TOPIC_ROOT
 from gateway.errors import ConfigError, OctogateError
@@ -373,6 +372,8 @@ def _check_files(path: Path, config: Config) -> None:
             raise ConfigError(f"{path}: {key}: no file {config.path(file)}", hint="build it or mend the path")
     for pipeline in config.pipeline:
         if pipeline.form:
+            from gateway import forms  # few gateways read forms
+
             forms.load(config.path(pipeline.form))
     for i, source in enumerate(config.source):
         if isinstance(source, PicturesSource) and not config.path(source.folder).is_dir():

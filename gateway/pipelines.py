@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from gateway import forms
 from gateway.clock import Clock
 from gateway.config import Config, NodeSource, PipelineTable
 from gateway.errors import ConfigError
-from gateway.form_pipeline import FormPipeline
 from gateway.infer.bundle import read_manifest
 from gateway.infer.manifest import Ctc, Gfl, Manifest, Picture, Ssd, Window, Yolo
 from gateway.pipeline import CameraPipeline, Done, Engine, Looked, Notify, Pipeline, RegionPipeline, SensorPipeline
@@ -72,6 +70,9 @@ class Pipelines:
                 f"pipeline '{table.name}': model '{table.model}' reads no text, a form needs one that does",
                 hint="name one whose last post step is 'ctc'",
             )
+        from gateway import forms  # few gateways read them
+        from gateway.form_pipeline import FormPipeline
+
         return FormPipeline(table, forms.load(self._config.path(table.form)), engine, clock, done, tell)
 
     def _manifest(self, model: str) -> Manifest:
