@@ -1,5 +1,5 @@
-"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | model | cameras`. The
-only place that exits.
+"""The command line: `octogate run | check | plan | bench | status | ledger | export | bundle | model | form | cameras`.
+The only place that exits.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ The Octogate gateway: reads sensors and cameras, runs models, loses nothing.
   octogate export --config gateway.toml    a stream as CSV, JSON lines or Parquet
   octogate model swap state NEW.octo --config gateway.toml    another bundle for a model, while the gateway runs
   octogate bundle verify MODEL.octo --key KEY.pem    may this model bundle be believed?
+  octogate form read FORM.toml PICTURE.jpg --model MODEL.octo    what a filled-in paper form says; also new, print
   octogate cameras                         which cameras are there, and a test picture
   octogate record --config gateway.toml    what the sources send, to a file; `replay` plays it back, `diff` compares
 """
@@ -94,11 +95,13 @@ def _parser(*, alone: bool) -> argparse.ArgumentParser:
 
 
 def _add_others(commands: Any) -> None:
-    from gateway import camera_commands, shift_commands
+    from gateway import camera_commands, form_commands, shift_commands
     from gateway.infer import bench_commands, bundle_commands, swap_commands
     from gateway.store import commands as store_commands
 
-    for module in (store_commands, bench_commands, bundle_commands, camera_commands, swap_commands, shift_commands):
+    for module in (
+        store_commands, bench_commands, bundle_commands, camera_commands, form_commands, swap_commands, shift_commands,
+    ):  # fmt: skip
         module.add_commands(commands, EPILOG)
 
 

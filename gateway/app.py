@@ -278,8 +278,16 @@ class App:
                 self._frames[frame.source], self._seen[frame.source] = frame, inference
             self._frame_of_change = frame
             self._rules.inference(inference)
+            if inference.result.fields:
+                self._reviewed(inference)
         for uplink in self._uplinks:
             uplink.inference(inference)
+
+    def _reviewed(self, inference: Inference) -> None:
+        from gateway.analyse import workorder  # few gateways read forms
+
+        for change in workorder.changes(inference):
+            self._changed(change)
 
     def _looked(self, pipeline: str, stamp: Stamp, inferences: Sequence[Inference], frame: Frame) -> None:
         """All regions of a picture were looked at: rules judge the picture, not one region after the other."""
@@ -294,7 +302,7 @@ class App:
         self._record(change)
 
     def _record(self, change: Change, **more: Any) -> None:
-        state = "raised" if change.raised else "cleared"
+        state = "point" if change.point else "raised" if change.raised else "cleared"
         stamp = self.clock.at(change.mono_ns)
         self._event(
             Event(change.rule, change.origin, state, change.severity, stamp, change.message, {**change.detail, **more})

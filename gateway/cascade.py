@@ -42,8 +42,10 @@ def _resolved(key: str, table: PipelineTable, by_name: dict[str, PipelineTable])
                 raise ConfigError(f"{key}.{name}: only for a pipeline with `after`", hint="delete the line")
         if _of_readings(table) and table.max_fps:
             raise ConfigError(f"{key}.max_fps: readings are never left out", hint="delete the line")
+        if _of_readings(table) and table.form:
+            raise ConfigError(f"{key}.form: readings are no pictures of forms", hint="delete the line")
         return table
-    for name in ("source", "stream", "window", "hop", "max_fps"):
+    for name in ("source", "stream", "window", "hop", "max_fps", "form"):
         if getattr(table, name):
             raise ConfigError(
                 f"{key}.{name}: a pipeline with `after` takes what '{table.after}' takes", hint="delete the line"

@@ -137,6 +137,7 @@ class PipelineTable(Table, frozen=True):
     window: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings a window; 0 takes the model's own length
     hop: Annotated[int, Meta(ge=0, le=65536)] = 0  # readings between windows; 0 is half a window
     max_fps: Annotated[float, Meta(ge=0, le=1000)] = 0.0  # of a camera: look at no more pictures a second; 0: at all
+    form: str = ""  # a paper form's template: read each picture as one
     after: Name = ""  # a pipeline that detects: look closer at each region it found
     labels: tuple[str, ...] = ()  # of these objects only; empty takes all
     min_score: Score = 0.5  # of the detection
@@ -365,9 +366,15 @@ def _check_files(path: Path, config: Config) -> None:
         if isinstance(source, VideoSource):
             wanted += [(f"source[{i}].url", source.url)] if "://" not in source.url else []
             wanted += [(f"source[{i}].password_file", source.password_file)] if source.password_file else []
+    wanted += [(f"pipeline[{i}].form", p.form) for i, p in enumerate(config.pipeline) if p.form]
     for key, file in wanted:
         if not config.path(file).is_file():
             raise ConfigError(f"{path}: {key}: no file {config.path(file)}", hint="build it or mend the path")
+    for pipeline in config.pipeline:
+        if pipeline.form:
+            from gateway import forms  # few gateways read forms
+
+            forms.load(config.path(pipeline.form))
     for i, source in enumerate(config.source):
         if isinstance(source, PicturesSource) and not config.path(source.folder).is_dir():
             raise ConfigError(

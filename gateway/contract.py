@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import msgspec
 
 from gateway.result import Detection as Detection
+from gateway.result import Field as Field
 from gateway.result import Mask as Mask
 from gateway.result import Region as Region
 from gateway.result import Result as Result

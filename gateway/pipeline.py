@@ -238,14 +238,21 @@ class CameraPipeline(Pipeline):
     async def _work_off(self) -> None:
         while (frame := self._frame) is not None:
             self._frame = None
-            answer = await self._answered(self._engine.run(frame.data, frame.media, (frame.source, frame.seq)))
+            answer = await self._answered(self._engine.run(frame.data, self._media(frame), (frame.source, frame.seq)))
             if answer is None:
                 continue
             if answer.picture:  # what people see, what is kept and looked at closer is what the model saw
                 frame = msgspec.structs.replace(frame, data=answer.picture, media="image/jpeg")
-            inference = self._inference(answer, answer.result, frame.stamp, frame.seq, None)
-            self._done(inference, frame)
-            await _look(self.children, frame, [inference])
+            if (inference := self._judged(answer, frame)) is not None:
+                self._done(inference, frame)
+                await _look(self.children, frame, [inference])
+
+    def _media(self, frame: Frame) -> str:
+        return frame.media
+
+    def _judged(self, answer: Answer, frame: Frame) -> Inference | None:
+        """What is recorded of an answer; None is nothing."""
+        return self._inference(answer, answer.result, frame.stamp, frame.seq, None)
 
 
 _Found = tuple[Answer, Parent, Result]

@@ -54,7 +54,7 @@ class Pipelines:
                 parents[table.name] = closer
                 self.all.append(closer)
             else:
-                parents[table.name] = camera = CameraPipeline(table, engine, clock, done, tell)
+                parents[table.name] = camera = self._camera(table, engine, clock, done, tell)
                 self.by_source.setdefault(camera.of, []).append(camera)
                 self.all.append(camera)
         for table in config.pipeline:
@@ -63,6 +63,20 @@ class Pipelines:
                 assert isinstance(child, RegionPipeline)  # it was made so above
                 parents[table.after].children.append(child)
         self.running = [pipeline for pipeline in self.all if not isinstance(pipeline, RegionPipeline)]
+
+    def _camera(self, table: PipelineTable, engine: Engine, clock: Clock, done: Done, tell: Notify) -> CameraPipeline:
+        if not table.form:
+            return CameraPipeline(table, engine, clock, done, tell)
+        from gateway import forms  # few gateways read them
+        from gateway.form_pipeline import FormPipeline
+        from gateway.infer.manifest import Ctc
+
+        if not isinstance(self._manifest(table.model).post[-1], Ctc):
+            raise ConfigError(
+                f"pipeline '{table.name}': model '{table.model}' reads no text, a form needs one that does",
+                hint="name one whose last post step is 'ctc'",
+            )
+        return FormPipeline(table, forms.load(self._config.path(table.form)), engine, clock, done, tell)
 
     def _manifest(self, model: str) -> Manifest:
         if model not in self._manifests:

@@ -59,6 +59,23 @@ class Mask(msgspec.Struct, frozen=True, gc=False, array_like=True):
         return bytes(out)
 
 
+class Field(msgspec.Struct, frozen=True, gc=False, omit_defaults=True):
+    """What was read in one field of a form.
+
+    Attributes:
+        text: as it is written; `yes` or `no` of a tick box.
+        confidence: 0 to 1.
+        value: a number as digits with a point, a date as ISO 8601, a word as the template has it; empty when the text says none.
+        doubt: why a person should look at it; empty: accepted.
+    """
+
+    name: str
+    text: str
+    confidence: float
+    value: str = ""
+    doubt: str = ""
+
+
 class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     """What a model says about one window or picture, after its post steps.
 
@@ -72,6 +89,7 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
         characters: the probability of each character of `text`, 0 to 1.
         masks: what covers the picture, one for each class that does.
         parts: one result for each region, when the job named regions of a picture.
+        fields: of a form, in the order of its template; `label` is then `accepted`, `review` or `no form`.
     """
 
     label: str = ""
@@ -83,3 +101,4 @@ class Result(msgspec.Struct, frozen=True, omit_defaults=True):
     characters: tuple[float, ...] = ()
     masks: tuple[Mask, ...] = ()
     parts: tuple[Result, ...] = ()
+    fields: tuple[Field, ...] = ()

@@ -240,8 +240,8 @@ def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str, file: 
     recipe = Recipe(manifest)
     rejected: list[str] = []
     candidates = [each for each in defaults(manifest, backend=wanted) if file in ("", each.file)]
-    for _, variant, runner in load_each(manifest, read, candidates, rejected):
-        return Loaded(manifest, variant, recipe, runner)
+    for _, variant, run in load_each(manifest, read, candidates, rejected):
+        return Loaded(manifest, variant, recipe, run)
     raise ModelError(f"model '{manifest.name}': no variant runs here: {'; '.join(rejected)}")
 
 

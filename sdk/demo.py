@@ -29,6 +29,7 @@ from gateway.errors import OctogateError
 from sdk import demo_factory as factory
 from sdk import demo_meter
 from sdk.demo_data import DemoData, prepare
+from sdk.demo_forms import with_forms
 from sdk.demo_screen import Screen, plain_screen, record, rich_screen, show_summary
 from sdk.demo_summary import Summary, audit, count, delivered_rows, recording, summarise
 from sdk.demo_view import Moment, View
@@ -52,6 +53,7 @@ class Options:
     port: int
     folder: Path
     picture: Path | None  # a folder for demo.svg
+    forms: Path | None  # the recogniser's bundle
 
 
 @dataclass
@@ -88,6 +90,7 @@ def main(
     port: int = 8080,
     folder: Path = factory.ROOT / "build" / "demo",
     record: Path | None = None,
+    forms: Path | None = None,
 ) -> int:
     """Run the demo; its exit status: 0 only if every reading arrived, once and in order.
 
@@ -97,9 +100,10 @@ def main(
         port: of the local page on 127.0.0.1; another is taken when it is not free.
         folder: for everything the demo writes; what an earlier demo left there is removed.
         record: a folder for demo.svg, a picture of the view.
+        forms: the recogniser that reads paper forms; without it there are none in the demo.
     """
     plain = plain or not sys.stdout.isatty()
-    options = Options(seconds or None, plain, port, folder.absolute(), record)
+    options = Options(seconds or None, plain, port, folder.absolute(), record, forms and forms.absolute())
     faults: list[OctogateError] = []
     try:
         with _alone(options.folder):
@@ -169,7 +173,7 @@ async def _factory(options: Options, data: DemoData) -> AsyncIterator[tuple[Fact
     if panel_port != options.port:
         _say(f"port {options.port} is taken: the page is on {panel_port}")
     broker_port = factory.free_port()
-    config = _write_config(folder, data, broker_port, panel_port)
+    config = _write_config(folder, data, broker_port, panel_port, options.forms)
     schema = data.schema
     channels = [[c.name, c.type, c.unit] for c in schema.channels]
     node = factory.make_node(folder / "node", folder / "press-4", data.shape, channels, schema.record_size)
@@ -188,7 +192,7 @@ async def _factory(options: Options, data: DemoData) -> AsyncIterator[tuple[Fact
         yield Factory(node, broker, gateway, ingest, bus, options.seconds, stop), View(url, f"node: {kind}", STREAM)
 
 
-def _write_config(folder: Path, data: DemoData, broker_port: int, panel_port: int) -> Path:
+def _write_config(folder: Path, data: DemoData, broker_port: int, panel_port: int, forms: Path | None) -> Path:
     """gateway/example.toml with this demo's folder, line and ports in it."""
     overrides: dict[tuple[str, str], str | int] = {
         ("gateway", "data_dir"): str(folder / "data"),
@@ -199,7 +203,8 @@ def _write_config(folder: Path, data: DemoData, broker_port: int, panel_port: in
     }
     example = factory.EXAMPLE
     path = folder / "gateway.toml"
-    path.write_text(factory.configured(example.read_text(), example.parent, overrides))
+    text = factory.configured(example.read_text(), example.parent, overrides)
+    path.write_text(with_forms(text, forms) if forms else text)
     demo_meter.add_to_config(path)
     load(path)
     return path
@@ -325,10 +330,11 @@ def command(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=8080, help="of the local page (default: %(default)s)")
     parser.add_argument("--folder", type=Path, default=factory.ROOT / "build" / "demo", help="for what it writes")
     parser.add_argument("--record", type=Path, metavar="DIR", help="write a picture of the view to DIR/demo.svg")
+    parser.add_argument("--forms", type=Path, metavar="BUNDLE", help="read paper forms with this recogniser")
     args = parser.parse_args(argv)
     if args.seconds < 0 or 0 < args.seconds < 5:
         parser.error("--seconds: 0, or 5 and more: less has no room for an outage")
-    return main(args.seconds, args.plain, args.port, args.folder, args.record)
+    return main(args.seconds, args.plain, args.port, args.folder, args.record, args.forms)
 
 
 if __name__ == "__main__":

@@ -194,6 +194,9 @@ def _inferences(pipelines: Iterable[PipelineStatus], width: int) -> RenderableTy
         result = newest.result if newest else None
         lines.append(_line(Text(pipeline.name, "bold"), Text(f"{pipeline.inferences:,}"), width))
         scores = [(d.label, d.score) for d in result.detections] or sorted(result.scores.items()) if result else []
+        if result and result.fields:  # a paper form
+            lines.append(Text(f" {result.text}", "green" if result.label == "accepted" else "yellow"))
+            continue
         best = max((score for _, score in scores), default=0.0)
         if not scores:
             lines.append(Text(" nothing found" if result else " waiting for input", "dim"))

@@ -26,6 +26,7 @@ class Change:
     mono_ns: int
     detail: dict[str, object] = field(default_factory=dict)
     keep_picture: bool = False
+    point: bool = False  # without duration: it is never cleared
 
 
 Seen = tuple[bool, str, dict[str, object]]  # whether a rule holds, why, and the figures of it

@@ -110,6 +110,14 @@ def beam(table: Array, width: int, constraint: Constraint[State], floor: float =
         width: how many prefixes are kept at each step.
         floor: labels less likely than this at a step are not tried there.
     """
+    found = beams(table, width, constraint, floor)
+    return Read(found[0][1], aligned(table, found[0][1])) if found else Read((), ())
+
+
+def beams(
+    table: Array, width: int, constraint: Constraint[State], floor: float = FLOOR
+) -> list[tuple[float, tuple[int, ...]]]:
+    """What `beam` chooses from: allowed texts with their shares of the probability of all that were kept, best first."""
     root = _Beam(constraint.start())
     root.blank = 1.0
     beams: dict[tuple[int, ...], _Beam[State]] = {(): root}
@@ -122,15 +130,12 @@ def beam(table: Array, width: int, constraint: Constraint[State], floor: float =
             beams = dict(best[:width])
         total = sum(b.blank + b.label for b in beams.values())
         if total <= 0:
-            return Read((), ())
+            return []
         for b in beams.values():  # scaled, so that a long text does not vanish
             b.blank /= total
             b.label /= total
     allowed = [(b.blank + b.label, text) for text, b in beams.items() if constraint.accepts(b.state)]
-    if not allowed:
-        return Read((), ())
-    text = max(allowed, key=lambda item: item[0])[1]
-    return Read(text, aligned(table, text))
+    return sorted(allowed, key=lambda item: -item[0])
 
 
 def _advance(

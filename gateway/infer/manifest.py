@@ -241,6 +241,7 @@ class Ctc(Part, frozen=True, kw_only=True, tag_field="step", tag="ctc"):
 
     beam: Annotated[int, Meta(ge=1, le=100)] = 1
     lexicon: Labels = ()
+    accept: Share = 0.9  # a form's field that is read with less confidence is for a person to look at
 
 
 class Segment(Part, frozen=True, kw_only=True, tag_field="step", tag="segment"):

@@ -10,11 +10,14 @@ import numpy as np
 
 from gateway.contract import Region, Result, Schema
 from gateway.errors import ModelError, OutputError
+from gateway.forms import MARK
 from gateway.infer import boxes, spectra, steps
 from gateway.infer.answers import Answers, Place
 from gateway.infer.boxes import Found, Pixels
 from gateway.infer.candidate import Candidate, variant_of
+from gateway.infer.formreader import FormReader
 from gateway.infer.manifest import (
+    Ctc,
     Features,
     Fit,
     Manifest,
@@ -80,6 +83,8 @@ class Recipe:
         if self._tiles is not None and self._answers.finder is None:
             raise self._bad("'tiles' is for detectors: only their answers can be merged")
         self._readers: dict[str, _Reader] = {}
+        last = manifest.post[-1]
+        self._forms = FormReader(manifest.labels, last.accept) if isinstance(last, Ctc) else None
         self._load_opencv(threads)
 
     def run(self, compute: Compute, data: Buffer, media: str, batch: int = 1) -> Result:
@@ -97,6 +102,8 @@ class Recipe:
         if not isinstance(self._manifest.input, Picture):
             inputs, place = self.prepare(data, media)
             return self.finish(compute(inputs), place)
+        if MARK in media:
+            return self._form(compute, data, media, batch)
         picture, parts, named = self._open(data, media)
         views = list(self._views(picture, parts))
         results: list[Result] = []
@@ -287,6 +294,29 @@ class Recipe:
         # colours last: on the small picture, not on the camera's
         x = self._transformed(pictures.swap_colours(x) if spec.colour == "rgb" else x)
         return Prepared((x,), Place(*at, _fractions(picture, view.shows), (x,)))
+
+    def _form(self, compute: Compute, data: Buffer, media: str, batch: int) -> Result:
+        """A picture of a paper form: its cells are the model's inputs."""
+        from gateway.infer import pictures
+
+        spec = self._manifest.input
+        if self._forms is None or not isinstance(spec, Picture):
+            raise ModelError(f"model '{self._manifest.name}' reads no text", hint="name one with the post step 'ctc'")
+        kind, _ = self._forms.template(media)
+        if kind not in PICTURE_MEDIA:
+            raise ModelError(f"model '{self._manifest.name}' takes pictures, not {kind[:60]}")
+
+        def recognise(cells: Sequence[Array]) -> list[Array]:
+            views = [(cell, _View(0, (0, 0, cell.shape[1], cell.shape[0]), (0, 0, 1, 1))) for cell in cells]
+            tables = []
+            for start in range(0, len(views), batch):
+                made = [self._look(cell, view) for cell, view in views[start : start + batch]]
+                tables += [np.array(outputs[0][0]) for outputs in self._together(compute, made)]
+            if any(table.shape[-1:] != (len(self._manifest.labels),) or table.ndim != 2 for table in tables):
+                raise OutputError(f"model '{self._manifest.name}': its outputs are not [steps, labels]")
+            return tables
+
+        return self._forms.read(pictures.decode(data, spec.max_pixels), media, recognise)
 
     def _together(self, compute: Compute, made: Sequence[Prepared]) -> Iterator[Sequence[Array]]:
         """The outputs for each of these inputs, of one call. An output is valid until the next one is asked for."""

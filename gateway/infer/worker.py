@@ -267,12 +267,14 @@ def _pictured(answer: Callable[[memoryview, str], Result], data: memoryview, med
         ModelError: it is not usable, or no quality of it leaves room for the result.
         Broken: see `Model.answer`.
     """
+    from gateway.forms import MARK
     from gateway.infer import raw  # loads OpenCV
 
+    shape, mark, form = media.partition(MARK)
     room = wire.PICTURE_MAX
     while True:
-        jpeg = raw.to_jpeg(data, media, room)
-        result = _encode(answer(memoryview(jpeg), "image/jpeg"))
+        jpeg = raw.to_jpeg(data, shape, room)
+        result = _encode(answer(memoryview(jpeg), "image/jpeg" + mark + form))
         room = wire.room_for_picture(result)
         if len(jpeg) <= room:  # else a large result, of many masks: again with a smaller picture
             return wire.pack_pictured(result, jpeg)

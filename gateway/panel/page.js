@@ -173,17 +173,18 @@ function showPipelines(s) {
   }, (node, x) => {
     const result = x.newest?.result ?? {};
     const found = result.detections ?? [];
+    const fields = result.fields?.map((f) => [f.name, f.confidence, (f.doubt ? "? " : "") + (f.value || f.text || "–")]);  // of a paper form
     say(node.heading, x.after ? `${x.name} (after ${x.after})` : x.name);
     say(node.end, `${whole(x.inferences)} made${x.skipped ? ` · ${whole(x.skipped)} skipped` : ""}${x.thinned ? ` · ${whole(x.thinned)} thinned` : ""}`);
     node.end.className = "end small";
-    say(node.label, !x.newest ? (x.after ? `nothing found by ${x.after} yet` : "waiting for input") : result.text || result.label || (found.length ? plural(found.length, "object") : "nothing found"));
-    const scores = found.length ? found.map((d) => [d[0], d[1]]) : Object.entries(result.scores ?? {}).sort((a, b) => b[1] - a[1]);
+    say(node.label, !x.newest ? (x.after ? `nothing found by ${x.after} yet` : "waiting for input") : (fields ? result.label : result.text || result.label) || (found.length ? plural(found.length, "object") : "nothing found"));
+    const scores = fields ? fields : found.length ? found.map((d) => [d[0], d[1]]) : Object.entries(result.scores ?? {}).sort((a, b) => b[1] - a[1]);
     const best = Math.max(0, ...scores.map((c) => c[1]));
-    const cells = scores.slice(0, 6).flatMap((c, i) => [["name", i, c], ["track", i, c], ["score", i, c]]);
+    const cells = scores.slice(0, fields ? 20 : 6).flatMap((c, i) => [["name", i, c], ["track", i, c], ["score", i, c]]);
     keep(node.bars, cells, (c) => c[0] + c[1], (c) => (c[0] === "track" ? el("span", "track", el("i")) : el("span")), (cell, [kind, , c]) => {
       if (kind === "track") cell.firstChild.style.width = (c[1] * 100).toFixed(1) + "%";
       else cell.className = kind === "score" ? "score" : c[1] === best ? "best" : "";
-      if (kind !== "track") say(cell, kind === "name" ? c[0] : (c[1] * 100).toFixed(0) + " %");
+      if (kind !== "track") say(cell, kind === "name" ? c[0] : c[2] ?? (c[1] * 100).toFixed(0) + " %");
     });
     const values = Object.entries(result.values ?? {}).map(([k, v]) => `${k} ${reading(v)}`);
     say(node.note, x.newest ? [...values, `${x.newest.backend}, ${ms(x.newest.took_us / 1000)}`].join(" · ") : `${x.model} on ${x.source}`);
