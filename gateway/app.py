@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import os
 import threading
 import time
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 import gateway
-from gateway import control
+from gateway import control, snapshot
 from gateway.analyse.rules import Change, Rules
 from gateway.clock import Clock
 from gateway.clockwatch import ClockWatch
@@ -31,14 +30,11 @@ from gateway.contract import (
     GatewayStatus,
     Inference,
     Mark,
-    ProcessStatus,
     Sample,
     Severity,
     Source,
     SourceState,
-    SourceStatus,
     Stamp,
-    StreamStatus,
     UplinkStatus,
 )  # fmt: skip
 from gateway.errors import ControlError, StoreError
@@ -62,7 +58,6 @@ if TYPE_CHECKING:
     from gateway.inference import Models
 
 log = logging.getLogger("octogate")
-_MAY_BE_OLD = (SourceState.SILENT, SourceState.LOST, SourceState.FAILING)
 _LEVEL = {Severity.INFO: logging.INFO, Severity.WARNING: logging.WARNING, Severity.ALARM: logging.ERROR}
 NEWEST_EVENTS = 50
 LEAVE_S = 0.5  # a disk that takes longer does not hold up an end
@@ -357,9 +352,14 @@ class App:
             gateway=self.config.gateway.id,
             version=gateway.__version__,
             boot=self.clock.boot,
-            process=self._process(),
+            process=snapshot.process(self._started),
             sources=tuple(sources.values()),
-            streams=tuple(self._stream(name, seq, sources) for name, seq in sorted(self.spool.next_seq().items())),
+            streams=tuple(
+                snapshot.stream(
+                    name, self.spool.kind(name), seq, self.spool.delivered(name), self._newest.get(name), sources
+                )
+                for name, seq in sorted(self.spool.next_seq().items())
+            ),
             models=tuple(engine.status() for engine in self._engines.values()),
             pipelines=tuple(pipeline.status() for pipeline in self._pipelines.all),
             spool=self.spool.status(),
@@ -381,27 +381,6 @@ class App:
             raise ControlError(f"no picture of {name!r} yet", hint=f"there are: {', '.join(self._frames) or 'none'}")
         frame = self._frames[name]
         return {"seq": frame.seq, "media": frame.media, "data": frame.data, "inference": self._seen.get(name)}
-
-    def _stream(self, name: str, next_seq: int, sources: Mapping[str, SourceStatus]) -> StreamStatus:
-        confirmed = self.spool.delivered(name)
-        kind = self.spool.kind(name)
-        if (sample := self._newest.get(name)) is None:
-            return StreamStatus(name, kind, next_seq, confirmed)
-        units = {channel.name: channel.unit for channel in sample.schema.channels}
-        values = {name: value for name, value in sample.newest().items() if math.isfinite(value)}  # JSON has no NaN
-        source = sources[sample.stream.partition("/")[0]]
-        stale = source.state in _MAY_BE_OLD or name in source.stale
-        return StreamStatus(name, kind, next_seq, confirmed, values, units, stale)
-
-    def _process(self) -> ProcessStatus:
-        with open("/proc/self/statm") as file:
-            pages = int(file.read().split()[1])
-        return ProcessStatus(
-            pid=os.getpid(),
-            uptime_s=round(time.monotonic() - self._started, 1),
-            cpu_s=round(time.process_time(), 3),
-            rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
-        )
 
 
 class SourceSink:
