@@ -24,6 +24,7 @@ import contextlib
 import itertools
 import json
 import sqlite3
+import urllib.error
 import urllib.request
 import zipfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -278,7 +279,10 @@ class Plan:
             due = max(due + life_s / self._speed, loop.time())
             await asyncio.sleep(due - loop.time())
             await what()
-            self._done[name] = self._done.get(name, 0) + 1
+            self.count(name)
+
+    def count(self, name: str) -> None:
+        self._done[name] = self._done.get(name, 0) + 1
 
     def away(
         self, go: Callable[[], object], back: Callable[[], object], life_s: float
@@ -312,8 +316,11 @@ async def day(plan: Plan, parts: Parts) -> None:
     address = f"http://127.0.0.1:{parts.panel}/api/status"
 
     def ask() -> None:
-        with urllib.request.urlopen(address, timeout=30) as answer:
-            json.load(answer)
+        try:
+            with urllib.request.urlopen(address, timeout=30) as answer:
+                json.load(answer)
+        except urllib.error.HTTPError:  # 503: on a machine that is too busy the gateway's answer comes too late
+            plan.count("page had no answer")
 
     async def speak() -> None:
         scale.say()
