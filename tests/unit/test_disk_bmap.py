@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_tools.disk import bmap, gpt
@@ -35,17 +35,20 @@ def signed(text: str) -> bytes:
     return zeroed.replace(ZEROS, hashlib.sha256(zeroed.encode()).hexdigest(), 1).encode()
 
 
+@settings(deadline=None)
 @given(bmaps())
 def test_a_map_is_read_back_as_it_was(made: Bmap) -> None:
     assert bmap.parse(made.to_bytes()) == made
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=3000))
 def test_any_bytes_are_a_map_or_refused(data: bytes) -> None:
     with pytest.raises(DiskError):
         bmap.parse(data)
 
 
+@settings(deadline=None)
 @given(bmaps(), st.integers(0, 10_000), st.binary(min_size=1, max_size=1))
 def test_a_changed_byte_is_noticed(made: Bmap, at: int, byte: bytes) -> None:
     data = made.to_bytes()
@@ -56,6 +59,7 @@ def test_a_changed_byte_is_noticed(made: Bmap, at: int, byte: bytes) -> None:
             bmap.parse(changed)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="<>/ =\"'&;!abBMRange0123456789-\n", max_size=300))
 def test_any_text_with_a_right_checksum_is_a_map_or_refused(inside: str) -> None:
     text = f'<bmap version="2.0">{inside}<BmapFileChecksum>{ZEROS}</BmapFileChecksum></bmap>'
@@ -99,6 +103,7 @@ def test_a_map_is_bounded() -> None:
         bmap.parse(b" " * (bmap.MAX_BYTES + 1))
 
 
+@settings(deadline=None)
 @given(blocks=st.lists(st.sampled_from([b"\0", b"\1", b"\2"]), min_size=1, max_size=40), odd=st.integers(0, 511))
 def test_the_map_of_a_file_names_what_is_not_zero(
     tmp_path_factory: pytest.TempPathFactory, blocks: list[bytes], odd: int
@@ -134,6 +139,7 @@ def test_the_partitions_are_read() -> None:
     assert {item.name: (item.offset // MIB, item.size // MIB) for item in found} == LAYOUT
 
 
+@settings(deadline=None)
 @given(st.integers(0, gpt.HEAD - 1), st.integers(1, 255))
 def test_a_damaged_table_is_refused(at: int, flip: int) -> None:
     head = bytearray(gpt_head(LAYOUT, SIZE))
@@ -144,6 +150,7 @@ def test_a_damaged_table_is_refused(at: int, flip: int) -> None:
         gpt.parse(bytes(head))
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=92), st.binary(max_size=4000))
 def test_any_table_with_right_sums_is_read_or_refused(header: bytes, entries: bytes) -> None:
     table = entries.ljust(128 * 128, b"\0")

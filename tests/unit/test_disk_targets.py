@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_tools.disk import targets
@@ -79,6 +79,7 @@ def test_a_device_that_is_not_there_is_refused() -> None:
         targets.check(Path("/dev/sdb"), parsed(device(ro=True)), GB)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(str.encode))
 def test_any_bytes_from_lsblk_are_refused_by_name(text: bytes) -> None:
     with pytest.raises(DiskError):

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_tools.disk import gpt, write
@@ -174,6 +174,7 @@ def test_a_partition_is_copied_out(tmp_path: Path, made: tuple[Image, bytes]) ->
 spans = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)).map(lambda p: (min(p), max(p))), max_size=8)
 
 
+@settings(deadline=None)
 @given(spans, spans)
 def test_spans_are_sets_of_bytes(one: list[Span], two: list[Span]) -> None:
     def numbers(some: list[Span]) -> set[int]:

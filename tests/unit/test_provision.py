@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509.oid import NameOID
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from firmware_tools.provision import DONE, UNCHANGED, main
@@ -172,6 +172,7 @@ def test_a_wrong_config_is_told_by_its_own_name(folder: Path) -> None:
         files(load(folder / "provision.toml"))
 
 
+@settings(deadline=None)
 @given(ssid=st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=32))
 def test_no_name_of_a_network_can_add_a_line(ssid: str) -> None:
     if len(ssid.encode()) > 32:

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SCRIPT = Path(__file__).parents[2] / "firmware_tools/rootfs/all/usr/lib/octogate/update.py"
@@ -116,6 +116,7 @@ def test_other_words_do_nothing(machine: Machine, words: list[str]) -> None:
     assert machine.run(*words) == (2, {}, [])
 
 
+@settings(deadline=None)
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.text(max_size=70),
