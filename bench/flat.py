@@ -69,7 +69,7 @@ def ir_of_machine_state(folder: Path) -> Path:
         (file,) = [one.file for one in bundle.manifest.variants if one.format == "onnx"]
         model = openvino.Core().read_model(bytes(bundle.member(file)))
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
-    repack(folder / "machine_state_ir.octo", MACHINE_STATE, *openvino_variant(folder / "model.xml", "int8"))
+    repack(folder / "machine_state_ir.octo", MACHINE_STATE, *openvino_variant(folder / "model.xml", "fp32"))
     return folder / "machine_state_ir.octo"
 
 

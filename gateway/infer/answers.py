@@ -214,10 +214,8 @@ class Answers:
 
         def both(outputs: Outputs, place: Place) -> Result:
             first = answer(outputs, place)
-            score = ratio(outputs, place)
-            values = {**first.values, "anomaly": score}
-            label = step.label if step.label and score >= 1 else first.label
-            return Result(label, first.score, first.scores, first.detections, values, first.text,
+            values = {**first.values, "anomaly": ratio(outputs, place)}
+            return Result(first.label, first.score, first.scores, first.detections, values, first.text,
                           first.characters, first.masks)  # fmt: skip
 
         return both

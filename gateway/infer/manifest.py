@@ -260,8 +260,7 @@ class Segment(Part, frozen=True, kw_only=True, tag_field="step", tag="segment"):
 class Anomaly(Part, frozen=True, kw_only=True, tag_field="step", tag="anomaly"):
     """How far a window is from what the model was trained on, in units of `threshold`, as the value `anomaly`.
 
-    Alone it also gives the label `anomaly` or `normal`; after another answer it adds the value, and from the threshold
-    on `label` takes the place of that answer's, if there is one; the scores stay.
+    Alone it also gives the label `anomaly` or `normal`; after another answer it adds the value only.
 
     Attributes:
         method: `reconstruction` compares an autoencoder's output with the model's input, `distance` measures an
@@ -278,7 +277,6 @@ class Anomaly(Part, frozen=True, kw_only=True, tag_field="step", tag="anomaly"):
     smooth: Annotated[int, Meta(ge=0, le=65536)] = 0
     mean: Floats = ()
     whiten: Floats = ()
-    label: Annotated[str, Meta(max_length=100)] = ""
 
 
 PostStep = Softmax | TopK | Values | Ssd | Gfl | Yolo | Ctc | Segment | Anomaly

@@ -243,15 +243,6 @@ def relative(x: Windows) -> Windows:
     return np.asarray(x / np.array([RATED_A, RATED_W], np.float32)[:, None], np.float32)
 
 
-def auroc(normal: Floats, odd: Floats) -> float:
-    """The probability that an odd one scores above a normal one; ties count half (Mann and Whitney 1947)."""
-    both = np.concatenate([normal, odd])
-    order = np.argsort(both, kind="stable")
-    values, first, counts = np.unique(both[order], return_index=True, return_counts=True)
-    ranks = (first + (counts + 1) / 2)[np.searchsorted(values, odd)]
-    return float((ranks.sum() - len(odd) * (len(odd) + 1) / 2) / (len(odd) * len(normal)))
-
-
 def f1(table: Labels) -> Floats:
     """F1 of each class, from a confusion table; 0 for a class that neither occurs nor is said."""
     hits = np.diag(table).astype(np.float64)

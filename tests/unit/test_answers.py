@@ -129,14 +129,6 @@ def test_a_class_and_an_anomaly_of_one_model() -> None:
         model.finish([np.zeros((1, 2), np.float32)])
 
 
-@pytest.mark.parametrize(("distance", "label"), [(1.99, "run"), (2.0, "fault-like")])
-def test_from_the_threshold_on_the_anomalys_label_stands_and_the_scores_stay(distance: float, label: str) -> None:
-    step = Anomaly(method="distance", output=1, threshold=2.0, mean=(0.0,), label="fault-like")
-    model = recipe(task="classify", labels=("off", "run"), post=(Softmax(), TopK(), step))
-    result = model.finish([np.array([[0.0, 3.0]], np.float32), np.array([[distance]])])
-    assert result.label == label and max(result.scores, key=lambda name: result.scores[name]) == "run"
-
-
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
