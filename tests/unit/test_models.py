@@ -64,7 +64,7 @@ def test_it_runs_and_reproduces_its_golden_samples(name: str) -> None:
     assert isinstance(model.manifest.input, Window if name == "machine_state" else Picture)
 
 
-@pytest.mark.parametrize("name", ["classify", "detect_coco", "running"])
+@pytest.mark.parametrize("name", ["classify", "detect_coco"])
 def test_models_that_are_built_have_a_manifest_and_a_card_with_figures(name: str) -> None:
     spec = kit.read_spec(folder(name) / "model.toml")
     assert kit.manifest(spec).name == name
