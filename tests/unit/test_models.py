@@ -124,10 +124,9 @@ def test_figures_need_their_place(tmp_path: Path) -> None:
 
 
 def test_the_command_finds_the_scripts_and_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.names() == ["classify", "detect", "detect_coco", "machine_state", "running", "segment"]
+    assert command.names() == ["classify", "detect", "detect_coco", "machine_state", "segment"]
     assert command.script("build", "detect") == "models.detect.fetch"
     assert command.script("build", "machine_state") == "models.machine_state.train"
-    assert command.script("build", "running") == "models.running.train"
     assert command.script("evaluate", "detect") == "models.detect.evaluate"
     with pytest.raises(OctogateError, match=r"no model 'press'.*classify, detect, "):
         command.script("build", "press")
