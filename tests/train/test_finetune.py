@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gateway.errors import ModelError
-from sdk.optimise.finetune import Example, Tuned, fine_tune, read_examples, vary
+from sdk.optimise.finetune import Tuned, fine_tune, read_examples, vary
 
 RNG = np.random.default_rng(3)
 SIDE = 32
@@ -22,7 +22,7 @@ class Colours(torch.nn.Module):  # type: ignore[misc]
 
 
 def prepare(picture: np.ndarray) -> np.ndarray:
-    return cv2.resize(picture, (SIDE, SIDE)).transpose(2, 0, 1).astype(np.float32) / 255
+    return np.asarray(cv2.resize(picture, (SIDE, SIDE)).transpose(2, 0, 1).astype(np.float32) / 255)
 
 
 def picture(colour: tuple[int, int, int]) -> np.ndarray:
@@ -32,7 +32,7 @@ def picture(colour: tuple[int, int, int]) -> np.ndarray:
     return canvas
 
 
-def lamps(each: int) -> list[Example]:
+def lamps(each: int) -> list[tuple[np.ndarray, str]]:
     return [(picture(c), name) for name, c in (("green", (40, 220, 60)), ("red", (230, 40, 40))) for _ in range(each)]
 
 
@@ -64,7 +64,6 @@ def test_where_nothing_can_be_learned_the_validation_says_so() -> None:
 
 def test_a_folder_of_folders_and_the_same_weights_each_time(tmp_path: Path) -> None:
     for number, (each, label) in enumerate(lamps(3)):
-        assert isinstance(each, np.ndarray)
         (tmp_path / label).mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / label / f"{number}.png"), cv2.cvtColor(each, cv2.COLOR_RGB2BGR))
     (tmp_path / "notes.txt").write_text("no example")

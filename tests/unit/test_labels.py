@@ -1,7 +1,6 @@
 """The labelled pictures: boxes that are boxes, pins, and a split that does not move."""
 
 from models.detect import data
-from models.running import data as simulated
 
 
 def test_every_picture_has_its_pin_and_its_own_name() -> None:
@@ -26,11 +25,3 @@ def test_each_split_shows_what_the_bar_speaks_of() -> None:
     for split in ("calibration", "test"):
         labels = {truth.label for p in data.of(split) for truth in p.truths if not truth.ignore}
         assert {"person", "cat", "car"} <= labels
-
-
-def test_simulated_pictures_are_the_same_each_time_and_the_splits_share_no_background() -> None:
-    first, again = simulated.pictures("examples", 2), simulated.pictures("examples", 2)
-    assert [label for _, label in first] == [label for label in simulated.LABELS for _ in range(2)]
-    assert all((a == b).all() for (a, _), (b, _) in zip(first, again, strict=True))
-    assert not set(simulated.SPLITS["examples"][0]) & set(simulated.SPLITS["test"][0])
-    assert first[0][0].shape == (simulated.SIDE, simulated.SIDE, 3)

@@ -64,7 +64,7 @@ def test_it_runs_and_reproduces_its_golden_samples(name: str) -> None:
     assert isinstance(model.manifest.input, Window if name == "machine_state" else Picture)
 
 
-@pytest.mark.parametrize("name", ["classify", "detect_coco", "running"])
+@pytest.mark.parametrize("name", ["classify", "detect_coco"])
 def test_models_that_are_built_have_a_manifest_and_a_card_with_figures(name: str) -> None:
     spec = kit.read_spec(folder(name) / "model.toml")
     assert kit.manifest(spec).name == name
@@ -124,10 +124,9 @@ def test_figures_need_their_place(tmp_path: Path) -> None:
 
 
 def test_the_command_finds_the_scripts_and_names_what_it_does_not_know(capsys: pytest.CaptureFixture[str]) -> None:
-    assert command.names() == ["classify", "detect", "detect_coco", "machine_state", "running", "segment", "workorder"]
+    assert command.names() == ["classify", "detect", "detect_coco", "machine_state", "segment", "workorder"]
     assert command.script("build", "detect") == "models.detect.fetch"
     assert command.script("build", "machine_state") == "models.machine_state.train"
-    assert command.script("build", "running") == "models.running.train"
     assert command.script("evaluate", "detect") == "models.detect.evaluate"
     with pytest.raises(OctogateError, match=r"no model 'press'.*classify, detect, "):
         command.script("build", "press")
