@@ -72,7 +72,9 @@ async def log_in(console: Console, timeout_s: float = BOOT_S) -> None:
     """
     await console.expect(PROMPT, timeout_s)
     # one prompt may have been cut by a message of the kernel or of systemd; the mark comes after all of them
-    console.send("dmesg -n 1; stty -echo; export TERM=dumb SYSTEMD_PAGER= SYSTEMD_COLORS=0; PS1= PS2= PROMPT_COMMAND=\n")
+    console.send(
+        "dmesg -n 1; stty -echo; export TERM=dumb SYSTEMD_PAGER= SYSTEMD_COLORS=0; PS1= PS2= PROMPT_COMMAND=\n"
+    )
     done = await console.run("true", STEP_S)
     if done.status:
         raise ConsoleError(f"the shell answers {done.status}: {done.output}")
