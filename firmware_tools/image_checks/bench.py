@@ -125,8 +125,10 @@ class Bench:
             raise FailedError(f"not healthy within {limit_s:g} s: {await self.journal()}") from None
 
     async def journal(self) -> str:
-        """The newest lines of the gateway and its health service."""
-        done = await self.target.run("journalctl --no-pager -o cat -n 15 -u octogate -u octogate-health")
+        """What systemd waits for or has given up, and the newest lines of the gateway and what it stands on."""
+        units = "-u octogate -u octogate-health -u octogate-first-boot -u octogate-apply"
+        show = "systemctl --failed --plain --no-legend; systemctl list-jobs --no-legend"
+        done = await self.target.run(f"{show}; journalctl --no-pager -o cat -n 15 {units}")
         return done.output.strip()[-1500:]
 
     async def configure(self, more: str = "") -> None:
