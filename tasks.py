@@ -189,6 +189,36 @@ def python_311() -> str | None:
     return base if works else None
 
 
+@task(
+    name="build",
+    help={
+        "board": "a name in firmware_tools/boards/gateway: qemu, rpi3, rpi4, rpi5",
+        "suite": "of Debian: trixie or bookworm",
+        "output": "folder of the results; build/image/BOARD without it",
+        "refresh": "take Debian's newest packages, instead of those of the build before",
+        "dry-run": "only list the stages, and which would have to be run",
+    },
+)
+def image_build(
+    c: Context, board: str, suite: str = "trixie", output: str = "", refresh: bool = False, dry_run: bool = False
+) -> None:
+    """
+    Build the image of a gateway: disk image, block map, manifest, list of parts, and the signed update.
+
+    Needs root, as the image has files of several users. Missing programs are installed with apt-get, or named.
+    """
+    if not dry_run:
+        require_programs(importlib.import_module("firmware_tools.image").PROGRAMS)
+    given = [
+        word
+        for key, value in (("board", board), ("suite", suite), ("output", output))
+        if value
+        for word in option(key, value)
+    ]
+    switches = [name for name, wanted in (("--refresh", refresh), ("--dry-run", dry_run)) if wanted]
+    run_python("firmware_tools.image", *given, *switches)
+
+
 BOARD = "a name in firmware_tools/boards; without it the port's USB identity says which"
 PORT = "a path, or the USB identity as in the gateway's config: usb:VID:PID[:SERIAL]"
 
@@ -301,7 +331,7 @@ def require_programs(programs: dict[str, str]) -> None:
     packages = missing_packages(programs)
     if not packages:
         return
-    print(f"octogate: the integration tests need: {' '.join(packages)}", file=sys.stderr)
+    print(f"octogate: this needs: {' '.join(packages)}", file=sys.stderr)
     install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
     prefix = apt_prefix()
     if prefix is not None:
@@ -338,3 +368,4 @@ def quiet_apt(command: list[str]) -> None:
 namespace = Collection(test, lint, lock, clean, demo, bench)
 namespace.add_collection(Collection("models", models_list, models_build, models_evaluate))
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))
+namespace.add_collection(Collection("image", image_build))

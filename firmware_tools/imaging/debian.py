@@ -101,7 +101,9 @@ class Archive:
         self._folder = folder
         for name in ("lists/partial", "archives/partial"):
             (folder / name).mkdir(parents=True, exist_ok=True)
-        listing = sources(suite, non_free_firmware=True, backports=backports).replace("arch=arm64", f"arch={architecture}")
+        listing = sources(suite, non_free_firmware=True, backports=backports).replace(
+            "arch=arm64", f"arch={architecture}"
+        )
         (folder / "sources.list").write_text(listing)
         self._release = ["--target-release", f"{suite}-backports"] if backports else []
         settings = {

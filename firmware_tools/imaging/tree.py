@@ -80,9 +80,7 @@ def compile_python(compiler: Path, root: Path, *folders: str) -> None:
     )
 
 
-def finish(
-    root: Path, board: Board, python: str, compiler: Path, initrd: bytes, keyring: bytes, version: str
-) -> None:
+def finish(root: Path, board: Board, python: str, compiler: Path, initrd: bytes, keyring: bytes, version: str) -> None:
     """Everything of ours: overlays, gateway, models, users, enabled units."""
     for name in board.overlays:
         host.run("cp", "--archive", "--no-preserve=ownership", f"{OVERLAYS / name}/.", root)
