@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from firmware_tools import board as boards
 from firmware_tools import image
 from firmware_tools.imaging import host, recipe, signing
 from firmware_tools.imaging.host import BuildError
@@ -127,6 +128,6 @@ def test_missing_programs_are_named_with_their_package() -> None:
 
 def test_the_version_tells_two_images_apart(tmp_path: Path) -> None:
     keys = [signing.update_keys(tmp_path / name) for name in "ab"]
-    board = image.boards.load("qemu")
+    board = boards.load("qemu")
     versions = [recipe.Recipe(recipe.Choice(board, "trixie", 7, tmp_path, key), tmp_path).version for key in keys]
     assert versions[0] != versions[1]  # they trust different keys
