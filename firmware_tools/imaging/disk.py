@@ -135,10 +135,8 @@ def make_ext4(target: Path, size: int, files: Path, *, label: str, board: str, e
         env={"E2FSPROGS_FAKE_TIME": str(epoch), "SOURCE_DATE_EPOCH": str(epoch)},
     )
     said = host.run("dumpe2fs", "-h", target).decode()
-    total_inodes, free = (
-        int(re.search(rf"^{name}: +(\d+)$", said, re.M)[1]) for name in ("Inode count", "Free inodes")
-    )  # type: ignore[index]
-    same_times(target, epoch, total_inodes - free)
+    counts = {name: int(number) for name, number in re.findall(r"^(Inode count|Free inodes): +(\d+)$", said, re.M)}
+    same_times(target, epoch, counts["Inode count"] - counts["Free inodes"])
 
 
 def same_times(image: Path, epoch: int, used: int) -> None:
