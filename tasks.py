@@ -2,13 +2,10 @@
 
 import hashlib
 import importlib
-import os
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-from glob import glob
 from pathlib import Path
 
 from invoke.collection import Collection
@@ -17,8 +14,8 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from firmware_tools import device_tasks
+from firmware_tools.programs import ROOT, call, given, require_programs, run, run_python
 
-ROOT = Path(__file__).resolve().parent
 # What the integration tests start or read -> the Debian package that has it.
 SYSTEM_PROGRAMS = {
     "/usr/share/firmware-microbit-micropython/firmware.hex": "firmware-microbit-micropython",
@@ -42,12 +39,6 @@ SYSTEM_PROGRAMS = {
     "/usr/lib/*/gstreamer-1.0/libgstrtp.so": "gstreamer1.0-plugins-good",
 }
 LONG_PROGRAMS = {**SYSTEM_PROGRAMS, "rabbitmq-server": "rabbitmq-server"}
-EMULATOR_PROGRAMS = {
-    "qemu-system-aarch64": "qemu-system-arm",
-    "/usr/lib/u-boot/qemu_arm64/u-boot.bin": "u-boot-qemu",
-    "mkfs.ext4": "e2fsprogs",
-    "rauc": "rauc",
-}
 TFLITE_TESTS = [
     *(f"tests/unit/test_{name}.py" for name in ("backend", "device", "devices")),
     "tests/unit/test_models.py::test_it_runs_and_reproduces_its_golden_samples[detect]",
@@ -304,125 +295,19 @@ def node_flash(
     run_node("flash", file, drive=drive, port=port, board=board, dry_run=dry_run, yes=yes)
 
 
-@task(name="run", help={"board": "only qemu can be emulated", "args": "its options, in one string; see --args --help"})
-def image_run(c: Context, board: str = "qemu", args: str = "") -> None:
-    """Boot a gateway's image in the emulator, with its console in this terminal. Ctrl-A X ends it."""
-    require_programs(EMULATOR_PROGRAMS)
-    run_python("firmware_tools.image_test", "run", *given(board=board), *shlex.split(args))
-
-
-@task(
-    name="test",
-    help={
-        "board": "qemu; or a real board's name, with --host",
-        "long": "30 power cuts instead of 5, and more wrong clocks; hours",
-        "host": "test a real board over SSH: [user@]address",
-        "args": "more options, in one string; see --args --help",
-    },
-)
-def image_test(c: Context, board: str = "qemu", long: bool = False, host: str = "", args: str = "") -> None:
-    """
-    Boot a gateway's image and check it: acquire, infer, sync, unplug, update, roll back, cut its power.
-
-    Prints a table, and writes report.html and junit.xml. Exit code: 0 nothing failed; 1 something did; 2 not begun.
-    """
-    if not host:
-        require_programs(EMULATOR_PROGRAMS)
-    run_python("firmware_tools.image_test", "test", *given(board=board, long=long, host=host), *shlex.split(args))
-
-
-def given(**options: str | bool) -> list[str]:
-    """The options that were given, as a command line."""
-    return [part for key, value in options.items() if value for part in option(key, value)]
-
-
 def run_node(*args: str, **options: str | bool) -> None:
     """One command of firmware_tools/node.py; its exit code is ours."""
     run_python("firmware_tools.node", *args, *given(**options))
 
 
-def option(key: str, value: str | bool) -> list[str]:
-    name = "--" + key.replace("_", "-")
-    return [name] if value is True else [f"{name}={value}"]
-
-
-def call(module: str, *args: str) -> int:
-    """Run a Python module of this environment and give its exit code."""
-    command = [sys.executable, "-m", module, *args]
-    return subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
-
-
-def run_python(module: str, *args: str) -> None:
-    run([sys.executable, "-m", module, *args])
-
-
-def run(command: list[str]) -> None:
-    """Run a command in the foreground; its exit code becomes ours."""
-    code = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
-    if code:
-        raise Exit(code=code if code > 0 else 128 - code)
-
-
-def environment() -> dict[str, str]:
-    return {**os.environ, "PATH": system_path()}
-
-
-def system_path() -> str:
-    """PATH, and where servers live that are not on everyone's: sbin, and Debian's folders of PostgreSQL, newest first."""
-    postgres = sorted(
-        Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: path.parent.name.zfill(4), reverse=True
-    )
-    return os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/sbin", "/usr/sbin", "/sbin", *map(str, postgres)])
-
-
-def missing_packages(programs: dict[str, str]) -> list[str]:
-    missing = [name for name in programs if not (glob(name) if "/" in name else shutil.which(name, path=system_path()))]
-    return sorted({programs[name] for name in missing})
-
-
-def require_programs(programs: dict[str, str]) -> None:
-    """Install the packages of missing programs, or name the command that does. Returns only if all are there."""
-    packages = missing_packages(programs)
-    if not packages:
-        return
-    print(f"octogate: the integration tests need: {' '.join(packages)}", file=sys.stderr)
-    install = ["apt-get", "install", "--yes", "--no-install-recommends", *packages]
-    prefix = apt_prefix()
-    if prefix is not None:
-        print("octogate: installing with apt-get", file=sys.stderr)
-        quiet_apt([*prefix, "apt-get", "update", "--quiet"])
-        quiet_apt([*prefix, *install])
-        packages = missing_packages(programs)
-    if packages:
-        raise Exit(f"octogate: still missing. Run this, then again: sudo {shlex.join(install)}", code=1)
-
-
-def apt_prefix() -> list[str] | None:
-    """What to put before apt-get to run it without a question; None where that is not allowed."""
-    if not shutil.which("apt-get"):
-        return None
-    if os.geteuid() == 0:
-        return ["env", "DEBIAN_FRONTEND=noninteractive"]
-    if (
-        shutil.which("sudo")
-        and subprocess.run(["sudo", "-n", "true"], capture_output=True, check=False).returncode == 0
-    ):
-        return ["sudo", "-n", "env", "DEBIAN_FRONTEND=noninteractive"]
-    return None
-
-
-def quiet_apt(command: list[str]) -> None:
-    """Run apt-get in silence; when it fails show what it said. Whether it helped is seen by looking for the program."""
-    with tempfile.TemporaryFile() as log:
-        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
-            log.seek(0)
-            sys.stderr.write(log.read().decode(errors="replace"))
-
-
 namespace = Collection(test, lint, lock, clean, demo, bench)
 namespace.add_collection(Collection("models", models_list, models_build, models_evaluate, models_report, models_twin))
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))
-namespace.add_collection(Collection("image", device_tasks.image_flash, image_run, image_test))
+namespace.add_collection(
+    Collection(
+        "image", device_tasks.image_build, device_tasks.image_flash, device_tasks.image_run, device_tasks.image_test
+    )
+)
 namespace.add_collection(Collection("provision", device_tasks.provision_device))
 namespace.add_collection(
     Collection("update", device_tasks.update_bundle, device_tasks.update_push, device_tasks.update_usb)

@@ -1,16 +1,43 @@
-"""The tasks that put an image onto a gateway: image.flash, provision.device, update.*. Each starts one program."""
+"""The tasks of a gateway's image: image.*, provision.device, update.*. Each starts one program."""
 
+import importlib
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 from invoke.context import Context
-from invoke.exceptions import Exit
 from invoke.tasks import task
 
-ROOT = Path(__file__).resolve().parents[1]
+from firmware_tools.programs import given, require_programs, run_python
+
+EMULATOR_PROGRAMS = {
+    "qemu-system-aarch64": "qemu-system-arm",
+    "/usr/lib/u-boot/qemu_arm64/u-boot.bin": "u-boot-qemu",
+    "mkfs.ext4": "e2fsprogs",
+    "rauc": "rauc",
+}
 IMAGE = "an image: .img or .img.zst with its .bmap beside it; without it the one in build/image"
+
+
+@task(
+    name="build",
+    help={
+        "board": "a name in firmware_tools/boards/gateway: qemu, rpi3, rpi4, rpi5",
+        "suite": "of Debian: trixie or bookworm",
+        "output": "folder of the results; build/image/BOARD without it",
+        "refresh": "take Debian's newest packages, instead of those of the build before",
+        "dry-run": "only list the stages, and which would have to be run",
+    },
+)
+def image_build(
+    c: Context, board: str, suite: str = "trixie", output: str = "", refresh: bool = False, dry_run: bool = False
+) -> None:
+    """
+    Build the image of a gateway: disk image, block map, manifest, list of parts, and the signed update.
+
+    Needs root, as the image has files of several users. Missing programs are installed with apt-get, or named.
+    """
+    if not dry_run:
+        require_programs(importlib.import_module("firmware_tools.image").PROGRAMS)
+    run_tool("image", board=board, suite=suite, output=output, refresh=refresh, dry_run=dry_run)
 
 
 @task(
@@ -37,6 +64,33 @@ def image_flash(
     run_tool(
         "disk", to=to, board=board, image=image, provision=provision, dry_run=dry_run, json=json, yes=yes
     )  # fmt: skip
+
+
+@task(name="run", help={"board": "only qemu can be emulated", "args": "its options, in one string; see --args --help"})
+def image_run(c: Context, board: str = "qemu", args: str = "") -> None:
+    """Boot a gateway's image in the emulator, with its console in this terminal. Ctrl-A X ends it."""
+    require_programs(EMULATOR_PROGRAMS)
+    run_tool("image_test", "run", *shlex.split(args), board=board)
+
+
+@task(
+    name="test",
+    help={
+        "board": "qemu; or a real board's name, with --host",
+        "long": "30 power cuts instead of 5, and more wrong clocks; hours",
+        "host": "test a real board over SSH: [user@]address",
+        "args": "more options, in one string; see --args --help",
+    },
+)
+def image_test(c: Context, board: str = "qemu", long: bool = False, host: str = "", args: str = "") -> None:
+    """
+    Boot a gateway's image and check it: acquire, infer, sync, unplug, update, roll back, cut its power.
+
+    Prints a table, and writes report.html and junit.xml. Exit code: 0 nothing failed; 1 something did; 2 not begun.
+    """
+    if not host:
+        require_programs(EMULATOR_PROGRAMS)
+    run_tool("image_test", "test", *shlex.split(args), board=board, long=long, host=host)
 
 
 @task(
@@ -104,13 +158,4 @@ def update_usb(c: Context, bundle: str, to: str) -> None:
 
 def run_tool(module: str, *args: str, **options: str | bool) -> None:
     """One command of firmware_tools; its exit code is ours."""
-    given = [part for key, value in options.items() if value for part in option(key, value)]
-    command = [sys.executable, "-m", f"firmware_tools.{module}", *args, *given]
-    code = subprocess.run(command, cwd=ROOT, check=False).returncode
-    if code:
-        raise Exit(code=code if code > 0 else 128 - code)
-
-
-def option(key: str, value: str | bool) -> list[str]:
-    name = "--" + key.replace("_", "-")
-    return [name] if value is True else [f"{name}={value}"]
+    run_python(f"firmware_tools.{module}", *args, *given(**options))

@@ -30,6 +30,7 @@ PROGRAMS = {
     "dpkg-deb": "dpkg",
     "git": "git",
     "mcopy": "mtools",
+    "debugfs": "e2fsprogs",
     "mkfs.ext4": "e2fsprogs",
     "mkfs.vfat": "dosfstools",
     "mkimage": "u-boot-tools",

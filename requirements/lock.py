@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 UV = "uv==0.13.9"
 UNIVERSAL = ["--universal", "--fork-strategy", "fewest"]
+IMAGE = [word for extra in ("onnx", "litert", "openvino", "camera", "modbus") for word in ("--extra", extra)]
 LOCKS: dict[str, list[str]] = {
     "core": UNIVERSAL,
     "dev": [*UNIVERSAL, "--extra", "dev"],
@@ -21,7 +22,11 @@ LOCKS: dict[str, list[str]] = {
     "tensorflow": ["--python-platform", "linux", "--extra", "tensorflow"],
     # for Python 3.11 and Linux alone, which is where tflite-runtime still has wheels
     "tflite": ["--python-platform", "linux", "--extra", "test-tflite"],
+    # what goes into a gateway's image, for the Python and the glibc of each Debian suite
+    "image-trixie": ["--python-platform", "aarch64-manylinux_2_40", *IMAGE],
+    "image-bookworm": ["--python-platform", "aarch64-manylinux_2_36", *IMAGE],
 }
+PYTHON = {"image-trixie": "3.13"}  # of a lock that is not for 3.11
 HEADER = """\
 # Made by ./inv lock from pyproject.toml. Install with: pip install --require-hashes -r requirements/{name}.txt
 """
@@ -44,7 +49,7 @@ def compile_lock(uv: str, name: str, options: list[str]) -> None:
         *(uv, "pip", "compile", "--quiet", "--no-config"),
         *(
             "--python-version",
-            "3.11",
+            PYTHON.get(name, "3.11"),
             "--generate-hashes",
             "--no-emit-index-url",
             "--no-annotate",

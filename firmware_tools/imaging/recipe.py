@@ -78,7 +78,7 @@ class Recipe:
             self._make_compiler,
         )
         patterns = (HERE / "modules.txt").read_text()
-        compiled = digest_files([HERE / "tree.py", HERE / "kernel.py"], HERE)
+        compiled = [str(tree.REMOVED), str(tree.PYTHON_COMPILE)]
         self.base = Stage(
             "base",
             "these together, compiled",
@@ -195,7 +195,7 @@ class Recipe:
                 *(work / "data.ext4", sizes["data"] * disk.MIB, work / "data"),
                 label="data", board=board.name, epoch=choice.epoch, journal=True,
             )  # fmt: skip
-            content = {
+            content: dict[str, Path | bytes] = {
                 "boot": work / "boot.fat",
                 "ubootenv": disk.environment(FIRST_COUNTERS),
                 "rootA": self.path(self.root),

@@ -24,7 +24,7 @@ REMOVED = (
     *("usr/lib/systemd/boot", "usr/lib/systemd/catalog", "etc/systemd/system/*.wants", "etc/systemd/system/dbus-*"),
 )
 FILLED_IN = ("etc/rauc/system.conf",)
-PYTHON_COMPILE = ("-B", "-m", "compileall", "-q", "-f", "-j", "0", "--invalidation-mode", "unchecked-hash")
+PYTHON_COMPILE: tuple[str, ...] = ("-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash")
 
 
 def make_base(
@@ -73,11 +73,15 @@ def compile_python(compiler: Path, root: Path, *folders: str) -> None:
     if loader is None or python is None:
         raise host.BuildError(f"{compiler}: there is no Python in it", hint="./inv image.build --refresh")
     present = [root / folder for folder in folders if (root / folder).is_dir()]
-    host.run(
-        *(loader, "--library-path", ":".join(libraries), python, *PYTHON_COMPILE, "-s", root, "-p", "/", *present),
+    search = ":".join(libraries)
+    said = host.run(
+        loader, "--library-path", search, python, *PYTHON_COMPILE, "-s", root, "-p", "/", *present,
         env={"PYTHONHOME": str(compiler / "usr"), "PYTHONHASHSEED": "0"},
         accept=(0, 1),
-    )
+    )  # fmt: skip
+    for folder in present:
+        if not any(folder.rglob("__pycache__/*.pyc")) and any(folder.rglob("*.py")):
+            raise host.BuildError(f"nothing below {folder} was compiled: {said.decode(errors='replace')[-500:]}")
 
 
 def finish(root: Path, board: Board, python: str, compiler: Path, initrd: bytes, keyring: bytes, version: str) -> None:

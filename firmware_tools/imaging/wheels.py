@@ -60,19 +60,19 @@ def install(lock: Path, python: str, target: Path, work: Path) -> None:
 
 def _pip(listing: Path, lock: str, target: Path, *options: str) -> None:
     listing.write_text(lock)
+    pip = (
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--no-compile",
+        "--no-deps",
+    )
+    # the Python that runs pip is not the one that the packages are for
     host.run(
-        *(
-            sys.executable,
-            "-m",
-            "pip",
-            "install",
-            "--quiet",
-            "--disable-pip-version-check",
-            "--no-compile",
-            "--no-deps",
-        ),
-        # the Python that runs pip is not the one that the packages are for
-        *("--ignore-requires-python", "--require-hashes", "--upgrade", "--target", target, *options, "-r", listing),
+        *pip, "--ignore-requires-python", "--require-hashes", "--upgrade", "--target", target, *options, "-r", listing
     )
 
 

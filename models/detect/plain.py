@@ -24,7 +24,7 @@ def plain(model: bytes) -> bytes:
     Raises:
         ModelError: no TFLite model, or one of several graphs.
     """
-    import flatbuffers  # type: ignore[import-untyped]
+    import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
     if model[4:8] != IDENTIFIER:

@@ -237,7 +237,7 @@ def tflite_model() -> bytes:
 
     Table by table, with the field numbers of TensorFlow Lite's schema.fbs: tflite-runtime brings no schema along.
     """
-    import flatbuffers  # type: ignore[import-untyped]
+    import flatbuffers
 
     builder = flatbuffers.Builder(1024)
 

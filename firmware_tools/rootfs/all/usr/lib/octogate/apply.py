@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 
 DATA, RUN = Path("/data"), Path("/run")
@@ -29,7 +30,7 @@ def main() -> int:
     return 1 if faults else 0
 
 
-def tried(step) -> str:
+def tried(step: Callable[[], None]) -> str:
     try:
         step()
     except (OSError, ValueError, subprocess.CalledProcessError) as error:
@@ -78,7 +79,7 @@ def firewall() -> None:
     (RUN / "octogate-open-ports.nft").write_text(rules)
 
 
-def open_ports(config: dict, ssh: bool) -> list[int]:
+def open_ports(config: dict[str, object], ssh: bool) -> list[int]:
     """What is to be reached from outside: SSH if it is on, the panel if it listens there."""
     ports = [22] if ssh else []
     panel = config.get("panel")

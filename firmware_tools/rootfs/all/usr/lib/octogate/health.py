@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 SOCKET = Path("/data/spool/control.sock")
 GOOD = Path("/data/rauc/good")  # one empty file for each build that was healthy once
@@ -75,7 +76,7 @@ def state() -> tuple[str, int | None]:
     return (f"models failed: {', '.join(models)}" if models else ""), pid
 
 
-def ask() -> dict:
+def ask() -> dict[str, Any]:
     """The answer to `status`; raises OSError or ValueError."""
     end = time.monotonic() + ANSWER_S
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stream:
@@ -91,7 +92,8 @@ def ask() -> dict:
     parsed = json.loads(answer)
     if not isinstance(parsed, dict) or not parsed.get("ok"):
         raise ValueError("it refused to tell its status")
-    return parsed["result"]
+    result: dict[str, Any] = parsed["result"]
+    return result
 
 
 def mark_good(why: str) -> int:
