@@ -75,7 +75,7 @@ def make_root(target: Path, suite: str, packages: Sequence[str], *, non_free_fir
     enable_emulation()
     excluded = [f"--dpkgopt=path-exclude={path}" for path in EXCLUDED]
     host.run(
-        *("mmdebstrap", "--mode=root", "--architectures=arm64", "--variant=essential", "--quiet"),
+        *("mmdebstrap", "--mode=root", "--architectures=arm64", "--variant=essential", "--format=tar", "--quiet"),
         *(f"--include={','.join(packages)}", f"--keyring={KEYRING}", '--aptopt=APT::Install-Recommends "false"'),
         *("--dpkgopt=force-unsafe-io", *excluded, "--dpkgopt=path-include=/usr/share/doc/*/copyright"),
         *(suite, target, "-"),
