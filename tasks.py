@@ -22,6 +22,7 @@ SYSTEM_PROGRAMS = {
     "bmaptool": "bmap-tools",
     "debugfs": "e2fsprogs",
     "faketime": "faketime",
+    "mksquashfs": "squashfs-tools",
     "mosquitto": "mosquitto",
     "node": "nodejs",
     "npm": "npm",

@@ -14,6 +14,7 @@ EMULATOR_PROGRAMS = {
     "mkfs.ext4": "e2fsprogs",
     "rauc": "rauc",
 }
+BUNDLE_PROGRAMS = {"debugfs": "e2fsprogs", "mksquashfs": "squashfs-tools", "rauc": "rauc"}
 IMAGE = "an image: .img or .img.zst with its .bmap beside it; without it the one in build/image"
 
 
@@ -126,6 +127,7 @@ def provision_device(
 )
 def update_bundle(c: Context, board: str = "", image: str = "", out: str = "", args: str = "") -> None:
     """Make a signed update of a built image, with the models in it; --args "--models FILE" adds one."""
+    require_programs(BUNDLE_PROGRAMS)
     run_tool("update", "bundle", *shlex.split(args), board=board, image=image, out=out)
 
 
