@@ -141,7 +141,7 @@ def files(provision: Provision) -> dict[str, Entry]:
         entries[f"/bundles/{_name(path)}"] = Entry(_read(path, MAX_BUNDLE))
     if provision.ssh_keys:
         lines = [line for text in provision.ssh_keys for line in _ssh_keys(provision, text)]
-        entries["/etc/authorized_keys"] = Entry(("\n".join(lines) + "\n").encode(), PRIVATE)
+        entries["/ssh/authorized_keys"] = Entry(("\n".join(lines) + "\n").encode(), PRIVATE)
     if provision.timezone:
         check_zone(provision.timezone)
         entries["/etc/timezone"] = Entry(f"{provision.timezone}\n".encode())

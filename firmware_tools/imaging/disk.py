@@ -117,7 +117,7 @@ def make_fat(target: Path, size: int, files: Path, *, board: str, epoch: int) ->
     target.unlink(missing_ok=True)
     settings = {"SOURCE_DATE_EPOCH": str(epoch), "TZ": "UTC", "MTOOLS_SKIP_CHECK": "1"}
     kib = str(size // 1024)
-    host.run("mkfs.vfat", "--invariant", "-i", serial, "-n", "OCTOGATE", "-C", target, kib, env=settings)
+    host.run("mkfs.vfat", "--invariant", "-i", serial, "-n", "OCTO-BOOT", "-C", target, kib, env=settings)
     for item in sorted(files.iterdir()):
         host.run("mcopy", "-s", "-m", "-i", target, item, "::/", env=settings)
 

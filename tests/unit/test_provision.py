@@ -70,7 +70,7 @@ def test_the_files_of_a_gateway(folder: Path) -> None:
     entries = files(load(folder / "provision.toml"))
     assert {path: oct(entry.mode)[2:] for path, entry in entries.items()} == {
         "/bundles/state.octo": "644",
-        "/etc/authorized_keys": "600",
+        "/ssh/authorized_keys": "600",
         "/etc/octogate.toml": "644",
         "/etc/timezone": "644",
         "/identity/authority.pem": "640",
@@ -105,17 +105,17 @@ def test_what_differs_is_shown_and_no_secret(folder: Path) -> None:
     assert changes(present, entries) == []
     present["/identity/key.pem"] = Present(digest(b"old"), 0o640, b"old")
     present["/etc/timezone"] = Present(digest(b"UTC\n"), 0o644, b"UTC\n")
-    present["/etc/authorized_keys"] = Present(digest(entries["/etc/authorized_keys"].data), 0o644)
+    present["/ssh/authorized_keys"] = Present(digest(entries["/ssh/authorized_keys"].data), 0o644)
     del present["/network/wpa_supplicant-wlan0.conf"]
     lines = changes(present, entries)
     assert lines == [
-        "mode     /data/etc/authorized_keys: 644 -> 600",
         "changed  /data/etc/timezone (14 bytes)",
         "    @@ -1 +1 @@",
         "    -UTC",
         "    +Europe/Berlin",
         "changed  /data/identity/key.pem (secret)",
         "new      /data/network/wpa_supplicant-wlan0.conf (secret)",
+        "mode     /data/ssh/authorized_keys: 644 -> 600",
     ]
     assert "PRIVATE" not in repr((entries, present))
 
@@ -266,7 +266,7 @@ def test_twice_is_as_good_as_once(
     arguments += ["--trust", "fleet.pub", "--ssh-key", SSH_KEY, "--timezone", "UTC", "--out", "out"]
     assert main([*arguments, "--dry-run"]) == DONE
     assert not (folder / "authority").exists()
-    assert "would be  /data/etc/authorized_keys" in capfd.readouterr().out
+    assert "would be  /data/ssh/authorized_keys" in capfd.readouterr().out
     assert main(arguments) == DONE
     first = capfd.readouterr().out
     assert "made  key and certificate of 'line-1'" in first

@@ -3,7 +3,7 @@
 /data/network/*.network, *.netdev, *.link     systemd-networkd's, before those of the image
 /data/network/wpa_supplicant-<port>.conf      Wi-Fi on that port
 /data/etc/timezone                            "Europe/Berlin"
-/data/etc/authorized_keys                     turns SSH on, for these keys
+/data/ssh/authorized_keys                     turns SSH on, for these keys
 /data/etc/octogate.toml                       a panel that listens on more than loopback opens its port
 
 Runs at every boot, before the network. A file that cannot be used is named, and the rest is still done.
@@ -74,7 +74,7 @@ def time_zone() -> None:
 
 
 def firewall() -> None:
-    ports = open_ports(tomllib.loads(text(DATA / "etc/octogate.toml")), (DATA / "etc/authorized_keys").exists())
+    ports = open_ports(tomllib.loads(text(DATA / "etc/octogate.toml")), (DATA / "ssh/authorized_keys").exists())
     rules = f"add element inet octogate open_tcp {{ {', '.join(map(str, ports))} }}\n" if ports else ""
     (RUN / "octogate-open-ports.nft").write_text(rules)
 
@@ -92,7 +92,7 @@ def open_ports(config: dict[str, object], ssh: bool) -> list[int]:
 
 
 def ssh() -> None:
-    if (DATA / "etc/authorized_keys").exists():
+    if (DATA / "ssh/authorized_keys").exists():
         systemctl("start", "--no-block", "ssh.service")
 
 
