@@ -54,8 +54,8 @@ DEVICE = """
 name = "{name}"
 unit = {unit}
 map = "meter.toml"
-period_s = 0.25
-timeout_s = 0.3
+period_s = 0.5
+timeout_s = 0.15
 """
 
 Say = Callable[[str], None]

@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from gateway import durable
 from gateway.child import python_module
 from gateway.infer import place, timing, worker
 from gateway.infer.order import Order
@@ -34,7 +35,7 @@ def crashing_worker(argument: str) -> int:
 
 
 def cut(step: int, argument: str) -> int:
-    """Ends by SIGKILL at `step`; `ranking.save` renames with Path.replace."""
+    """Ends by SIGKILL at `step`; `ranking.save` renames with durable.replace."""
     taken = 0
 
     def die_at(this: int) -> None:
@@ -55,7 +56,7 @@ def cut(step: int, argument: str) -> int:
 
         return save
 
-    Path.replace = counted(Path.replace)  # type: ignore[method-assign]
+    durable.replace = counted(durable.replace)
     return place.main(argument, count)
 
 
