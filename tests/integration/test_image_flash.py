@@ -85,8 +85,11 @@ def test_a_disk_that_is_too_small_is_refused(packed: Path, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_ended_in_the_middle_it_is_no_disk(packed: Path, disk: Path, number: signal.Signals) -> None:
-    command = [sys.executable, "-m", "firmware_tools.disk", "--image", str(packed), "--to", str(disk), "--yes"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+    # a test run in the background of a script ignores SIGINT, and so would its children
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "firmware_tools.disk", "--image", str(packed)]
+    with subprocess.Popen(
+        [*command, "--to", str(disk), "--yes"], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("writing"):
