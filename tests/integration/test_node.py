@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
 import struct
-import threading
 from array import array
 from pathlib import Path
 
@@ -20,6 +18,7 @@ from gateway.link.messages import Command, Hello, Nak, Reply, SayHello
 from gateway.link.receiver import Receiver
 from sdk.testing import MicroPythonNode
 from tests.unit.fake_node import FakeSink, running
+from tests.unit.held import held
 
 FIRMWARE = Path(__file__).parents[2] / "firmware_tools" / "node_firmware"
 
@@ -58,9 +57,6 @@ def test_a_hundred_replugs_lose_and_leak_nothing(
     tmp_path: Path, cpython: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(acquire_node, "REOPEN_S", (0.01, 0.02))
-
-    def held() -> tuple[int, int, int]:
-        return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), threading.active_count()
 
     async def story() -> None:
         sink = FakeSink()

@@ -25,6 +25,7 @@ from gateway.infer.manifest import Fit, Golden, Picture, Tensor, Variant
 from sdk.bundle import generate_key, pack
 from tests.unit import bundles
 from tests.unit.engines import Killer, running
+from tests.unit.held import descriptors
 
 MAKERS: dict[str, Callable[[Path], Path]] = {"onnx": bundles.make, "litert": bundles.make_litert}
 BACK_S = 10.0  # far above the bar of 1 s after the deadline, which bench/failover.py measures: a test must not race
@@ -242,14 +243,14 @@ def test_real_workers_leave_no_descriptors(tmp_path: Path) -> None:
     async def main() -> None:
         path = bundles.make(tmp_path / "a.octo")
         await one_run(path, WINDOW, bundles.MEDIA)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         async with running(path) as (engine, _):
             kill = Killer(engine)
             for _ in range(5):
                 await engine.run(WINDOW, bundles.MEDIA)
                 await kill()
                 await engine.run(WINDOW, bundles.MEDIA)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
     asyncio.run(main())
 
@@ -259,6 +260,7 @@ import asyncio, sys
 from pathlib import Path
 from gateway.infer.engine import Engine
 from tests.unit import bundles
+from tests.unit.held import descriptors
 
 async def main():
     engine = Engine("tiny", Path(sys.argv[1]), allow_unsigned=True, notify=lambda *_, **__: None)

@@ -12,10 +12,7 @@ from typing import Self
 import pytest
 
 from gateway.child import Child, TalkingChild, python_env, python_module
-
-
-def fds() -> int:
-    return len(os.listdir("/proc/self/fd"))
+from tests.unit.held import descriptors
 
 
 def script(code: str) -> list[str]:
@@ -73,12 +70,12 @@ def test_nothing_is_left_after_many_children() -> None:
     async def main() -> None:
         async with Child(["true"], capture_stderr=True) as child:
             await child.wait()
-        before = fds()
+        before = descriptors()
         for i in range(50):
             async with Child(["sleep", str(1000 * (i % 2))], nice=1, capture_stderr=True) as child:
                 if i % 2 == 0:
                     await child.wait()
-        assert fds() == before
+        assert descriptors() == before
 
     asyncio.run(main())
 

@@ -16,6 +16,7 @@ from gateway.infer import crew
 from gateway.infer.engine import Answer, Engine
 from tests.unit import engines
 from tests.unit.engines import Events, Killer
+from tests.unit.held import descriptors
 
 MEDIA = "records;p:f:W"
 
@@ -179,7 +180,7 @@ def test_stopping_fails_who_waits_and_leaves_nothing_behind() -> None:
     async def main() -> None:
         async with running() as (engine, _):
             await engine.run(b"=a", MEDIA)
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         async with running() as (engine, _):
             await engine.run(b"=a", MEDIA)
             kill = Killer(engine)
@@ -191,7 +192,7 @@ def test_stopping_fails_who_waits_and_leaves_nothing_behind() -> None:
             await asyncio.sleep(0)
         (outcome,) = await waiting
         assert isinstance(outcome, ModelError) and "stopping" in str(outcome)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
 

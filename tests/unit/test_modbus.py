@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
 from pathlib import Path
-from threading import active_count
 
 import pytest
 from hypothesis import given
@@ -23,6 +21,7 @@ from gateway.source_tables import ModbusDevice
 from gateway.source_tables import ModbusSource as Table
 from gateway.writes import Writes
 from sdk.simulated_bus import SDM120, Bus, floats
+from tests.unit.held import held
 from tests.unit.sinks import Collector
 
 METER = floats(SDM120)
@@ -253,7 +252,7 @@ def test_an_adapter_comes_back_a_hundred_times_without_a_leak(tmp_path: Path, mo
             made = source(tmp_path / "tty", device("a", 1), device("fan", 3, "sinamics_g120"))
             async with sink.running(made):
                 await sink.has(1)
-                fds, tasks, threads = len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), active_count()
+                before = held()
                 for _ in range(100):
                     bus.cable.unplug()
                     await sink.saw("source.lost", "raised")
@@ -262,8 +261,7 @@ def test_an_adapter_comes_back_a_hundred_times_without_a_leak(tmp_path: Path, mo
                     bus.cable.plug()
                     await sink.saw("source.lost", "cleared")
                     await sink.has(len(sink.got) + 2)
-                assert len(os.listdir("/proc/self/fd")) == fds
-                assert (len(asyncio.all_tasks()), active_count()) == (tasks, threads)
+                assert held() == before
 
     asyncio.run(story())
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from array import array
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from gateway.errors import StoreError
 from gateway.link import messages
 from gateway.link.messages import Ack, Data, Nak, SayHello
 from tests.unit.fake_node import FakeNode, FakeSink, running
+from tests.unit.held import held
 
 
 def test_readings_in_order_are_acknowledged_when_stored(tmp_path: Path) -> None:
@@ -193,16 +192,14 @@ def test_unplugged_a_hundred_times_nothing_is_lost_or_leaked(tmp_path: Path, mon
                 await fake.hears(Nak(0))
                 fake.count_to(5)
                 await sink.has(5)
-                before, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
-                tasks = len(asyncio.all_tasks())
+                before = held()
                 for k in range(1, 101):
                     fake.unplug()
                     fake.count_to(5 + k * 7)  # unheard
                     fake.plug()
                     await sink.has(5 + k * 7)
                 assert sink.values == list(range(5 + 100 * 7))
-                assert len(os.listdir("/proc/self/fd")) == before
-                assert (threading.active_count(), len(asyncio.all_tasks())) == (threads, tasks)
+                assert held() == before
 
     asyncio.run(story())
 

@@ -16,6 +16,7 @@ from firmware_tools.boards import ANY, Board, boards, by_usb, named
 from firmware_tools.rawrepl import BoardError, Window, raw_repl
 from firmware_tools.wire import Wire
 from gateway.errors import SourceError
+from tests.unit.held import descriptors
 from tests.unit.scripted_board import Paste, ScriptedBoard
 
 CODE = st.text(
@@ -115,7 +116,7 @@ def test_a_wire_ends_with_its_device_and_opens_only_what_is_there(tmp_path: Path
         with pytest.raises(SourceError, match="plugged in"):
             async with Wire(str(tmp_path / "none")):
                 pass
-        before = len(os.listdir("/proc/self/fd"))
+        before = descriptors()
         master, slave = os.openpty()
         tty.setraw(slave)
         async with Wire(os.ttyname(slave)) as wire:
@@ -128,7 +129,7 @@ def test_a_wire_ends_with_its_device_and_opens_only_what_is_there(tmp_path: Path
             os.close(master)
             with pytest.raises(SourceError, match="went away"):
                 await wire.until(b">", 5)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert descriptors() == before
 
     asyncio.run(story())
 

@@ -6,8 +6,6 @@ A USB camera's and a video's hundred are in test_camera.py and test_video.py: th
 from __future__ import annotations
 
 import asyncio
-import os
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -33,6 +31,7 @@ from gateway.store.spool import Spool
 from sdk.cable import Cable
 from sdk.simulated_bus import SDM120, Bus, floats
 from tests.unit.fake_node import COUNTER, FakeNode
+from tests.unit.held import held
 from tests.unit.sinks import Collector
 
 TIMES = 100
@@ -69,10 +68,6 @@ class SpoolSink(Collector):
     def _committed(self, n: int) -> None:
         self.acked += n
         self._tell()
-
-
-def held() -> tuple[int, int, int]:
-    return len(os.listdir("/proc/self/fd")), len(asyncio.all_tasks()), threading.active_count()
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from gateway.clock import Clock
 from gateway.contract import SourceState
 from gateway.source_tables import VideoSource as VideoConfig
 from tests.unit.fake_video_child import JPEG
+from tests.unit.held import descriptors
 from tests.unit.simulated_camera import PictureSink
 
 CHILD = Path(__file__).with_name("fake_video_child.py")
@@ -44,10 +45,6 @@ async def running(mode: str, sink: PictureSink, **settings: Any) -> AsyncIterato
             yield source
         finally:
             task.cancel()
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
 
 
 def test_pictures_and_counters_arrive_and_a_file_ends() -> None:
