@@ -3,7 +3,7 @@
     ./inv bench spool
     ./inv bench spool --args "--seconds 10 --folder /mnt/card"
 
-append   1,000 readings/s in 100 appends/s of 10, each waited for; beside it, in turns, what the disk needs to write two
+append   1,000 readings/s in 100 appends/s of 10, each waited for; after each one, what the disk needs to write two
          pages to a file of its own and sync them. The commit window is 1 ms, so that it is the spool that is measured.
 bytes    the demo's recording, in frames of 10 readings, at 200 a second, none of it delivered: with a commit for every
          frame (latency asked for), for 70 readings (the default's budget, an uplink up), a second (no uplink); each as
@@ -69,47 +69,35 @@ def frames(recording: bytes, first_ns: int, n: int, per: int = FRAME) -> Iterato
         yield Sample(STREAM, SCHEMA, array("q", [when]), array("q", [STEP_NS]), array("H", [per]), data)
 
 
-def sync_ms(folder: Path, seconds: float) -> list[float]:
-    """What two pages and an fdatasync take, 100 times a second, in place in a file that is there already."""
-    took = []
-    pages = os.urandom(8192)
-    handle = os.open(folder / "sync", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.posix_fallocate(handle, 0, 4 << 20)
-        os.fsync(handle)
-        for i in range(int(seconds * 100)):
-            started = time.perf_counter()
-            os.pwrite(handle, pages, i % 500 * 8192)
-            os.fdatasync(handle)
-            took.append((time.perf_counter() - started) * 1e3)
-            time.sleep(max(0.0, 0.01 - took[-1] / 1e3))
-    finally:
-        os.close(handle)
-    return took
-
-
-async def append_ms(spool: Spool, recording: bytes, seconds: float) -> list[float]:
-    """From `append_samples` to on disk."""
-    took = []
-    for sample in frames(recording, 0, int(seconds * 1000)):
-        started = time.perf_counter()
-        await spool.append_samples([sample], None)
-        took.append((time.perf_counter() - started) * 1e3)
-        await asyncio.sleep(max(0.0, 0.01 - took[-1] / 1e3))
-    return took
-
-
 async def append_and_sync(folder: Path, recording: bytes, seconds: float) -> tuple[list[float], list[float]]:
-    """In turns: whatever else the machine does hits both."""
+    """From `append_samples` to on disk; and two pages and an fdatasync, in place in a file that is there already.
+
+    One after the other, each 100 times a second: a disk that other work keeps busy for half a second keeps both waiting.
+    """
     append: list[float] = []
     disk: list[float] = []
+    pages = os.urandom(8192)
     async with Spool.open(folder / "append.db", Clock(), commit_s=0.001, max_bytes=64 << 20, notify=told) as spool:
         for sample in frames(recording, 0, 3000 * FRAME):  # the log has its size, as on any day but the first
             await spool.append_samples([sample], None)
-        sync_ms(folder, 5)
-        for _ in range(10):
-            append += await append_ms(spool, recording, seconds / 10)
-            disk += sync_ms(folder, seconds / 10)
+        handle = os.open(folder / "sync", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(handle, 0, 4 << 20)
+            for at in range(500):
+                os.pwrite(handle, pages, at * 8192)
+            os.fsync(handle)
+            for i, sample in enumerate(frames(recording, 0, int(seconds * 1000))):
+                started = time.perf_counter()
+                await spool.append_samples([sample], None)
+                append.append((time.perf_counter() - started) * 1e3)
+                await asyncio.sleep(max(0.0, 0.005 - append[-1] / 1e3))
+                started = time.perf_counter()
+                os.pwrite(handle, pages, i % 500 * 8192)
+                os.fdatasync(handle)
+                disk.append((time.perf_counter() - started) * 1e3)
+                await asyncio.sleep(max(0.0, 0.005 - disk[-1] / 1e3))
+        finally:
+            os.close(handle)
     return append, disk
 
 
