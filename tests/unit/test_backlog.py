@@ -99,7 +99,7 @@ class Bench:
 
     async def until(self, condition: Callable[[], bool]) -> None:
         """Acknowledge whatever is under way until `condition` holds."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while not condition():
                 self.acknowledge()
                 await asyncio.sleep(0)
