@@ -50,9 +50,13 @@ def from_keras(
         try:
             onnx, _ = tf2onnx.convert.from_function(call, input_signature=specs, opset=OPSET)
             with tempfile.TemporaryDirectory(prefix="octogate-keras-") as scratch:
-                # a saved model has its variables frozen; a function alone leaves them to be read at run time
+                # The converter takes as constants the variables that the saved object holds. It does not find those
+                # of a Keras 3 model by itself: it would leave them out, and the file would answer NaN.
+                holder = tensorflow.Module()
+                holder.held = [variable.value for variable in model.variables]
+                holder.call = call
                 path = str(Path(scratch, "saved"))
-                tensorflow.saved_model.save(model, path, signatures={"serving_default": call})
+                tensorflow.saved_model.save(holder, path, signatures={"serving_default": call})
                 tflite = tensorflow.lite.TFLiteConverter.from_saved_model(path).convert()
         except _FAULTS as error:
             raise ModelError(f"this Keras model cannot be converted: {last_line(error)}") from error
