@@ -13,6 +13,7 @@ from gateway.errors import OctogateError
 from gateway.infer.bundle import Bundle
 from models import kit
 from models.kit import MODELS
+from sdk.optimise import figures
 
 USAGE = (
     "usage: python -m models build|evaluate NAME [options]; python -m models report [NAME ...]; "
@@ -98,6 +99,18 @@ def show_list(as_json: bool) -> None:
         print("not built: ./inv models.build NAME makes the bundle from its package")
 
 
+def keep_figures(name: str) -> None:
+    """Put what was found of the committed bundle beside it, so that a clone's report has it, too."""
+    try:
+        found = figures.read(kit.BUILD / name)
+        with Bundle(MODELS / name / f"{name}.octo") as bundle:
+            digest = bundle.verify(kit.trusted(), allow_unsigned=True).digest
+    except OctogateError:
+        return  # written beside it already, or there is no such bundle
+    if found.bundle == digest:
+        found.write(MODELS / name)
+
+
 def main(arguments: Sequence[str]) -> int:
     """The exit code."""
     action, *rest = arguments or [""]
@@ -112,6 +125,8 @@ def main(arguments: Sequence[str]) -> int:
         module = "models.report" if alone else script(action, rest.pop(0))
         sys.argv = [f"python -m {module}", *rest]
         importlib.import_module(module).main()
+        if action == "evaluate":
+            keep_figures(arguments[1])
     except OctogateError as error:
         print(f"octogate: {error}", file=sys.stderr)
         return 1

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
 from models import kit
 from models.segment import fetch
+from sdk.optimise.progress import shown
 
 RUNS = 20
 
@@ -57,6 +59,15 @@ def main() -> None:
     print("\n".join(lines))
     if not arguments.dry:
         kit.write_figures(fetch.FOLDER / "README.md", lines)
+        official, tensors = fetch.Official(), fetch.views(model.manifest, "test")
+        with shown("segment, for the report") as tell:
+            figures = kit.evaluated(
+                arguments.bundle,
+                ("iou",),
+                lambda one: {"iou": statistics.mean(fetch.agreement(one, official, tensors).values())},
+                lambda what: tell(what, False),
+            )
+        figures.write(arguments.bundle.parent)
 
 
 if __name__ == "__main__":

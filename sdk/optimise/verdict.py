@@ -120,7 +120,9 @@ def terminal(rows: Sequence[Row], base: Mapping[str, float], why_not: Mapping[st
     notes += [f"not run: {row.file} on {row.backend}: {row.fault}" for row in rows if not row.metrics]
     if names:
         lines.append("lost: points below the base; us: one input, one thread")
-    return lines + [part for note in notes for part in textwrap.wrap(note, WIDTH, subsequent_indent="    ")]
+    return lines + [
+        part for note in notes for part in textwrap.wrap(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    ]
 
 
 def _short(file: str) -> str:

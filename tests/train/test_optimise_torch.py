@@ -151,6 +151,18 @@ def test_every_quantiser_answers_nearly_as_the_original(net: nn.Module) -> None:
         assert one.worst < (1e-4 if one.built.variant.precision == "fp32" else 0.2), str(one)
 
 
+def test_what_few_calls_reach_is_within_the_range(net: nn.Module) -> None:
+    """Two quiet inputs, then a loud one, then many quiet ones: an average of their ranges would cut the loud one."""
+    x, _ = data(40, seed=3)
+    quiet, loud = [each * np.float32(0.1) for each in x], x[0] * np.float32(3)
+    onnx, tflite = to_onnx(net, EXAMPLE), to_tflite(net, EXAMPLE)
+    seen = [*quiet[:2], loud, *quiet[2:]]
+    [_, *made] = parity(
+        [Built.onnx(onnx, "fp32"), Built.tflite(tflite_int8(tflite, seen), "int8")], [loud]
+    )  # fmt: skip
+    assert [one.worst for one in made if one.backend == "litert" and one.worst is not None and one.worst < 0.1]
+
+
 @pytest.mark.parametrize("budget", [Budget(60_000), Budget(9_000, "bytes")])
 def test_pruning_keeps_its_budget_and_the_heads_width(net: nn.Module, budget: Budget) -> None:
     slim = prune.prune_to(net, EXAMPLE, budget, keep=("head",))

@@ -171,8 +171,8 @@ def test_the_table_fits_a_terminal_of_100_columns_and_says_why() -> None:
     head, _, first, second, third, *notes = lines
     assert head.split() == ["variant", "stage", "runtime", "kB", "f1", "lost", "auroc", "lost", "us", "verdict"]
     assert first.endswith("ok") and second.endswith("REFUSED") and third.endswith("REFUSED")
-    assert any("loses 45.12 points of f1, 1 are allowed" in line for line in notes)
-    assert any(line.startswith("not run: int8-") for line in notes)
+    said = " ".join(" ".join(notes).split())
+    assert "openvino: loses 45.12 points of f1, 1 are allowed" in said and "not run: int8-very-" in said
 
 
 # --- fronts, figures ----------------------------------------------------------------------------------------------
