@@ -17,6 +17,7 @@ from gateway.errors import OctogateError
 from gateway.infer.backend import Runner
 from models import kit
 from models.machine_state import data, package
+from sdk.optimise import Steps, cache
 from sdk.optimise.progress import shown
 from sdk.optimise.quiet import quiet
 from sdk.optimise.variants import Built
@@ -65,9 +66,29 @@ def train(recordings: list[Recording], epochs: int = EPOCHS, plays: int = PLAYS,
     return from_keras(network, name="machine_state_keras", inputs=INPUTS, outputs=OUTPUTS)
 
 
+def kept(seed: int, epochs: int) -> dict[str, bytes]:
+    """What `train` gives, by file; from an earlier run where nothing has changed since."""
+    from sdk.optimise import keras as convert
+
+    recordings = load(say=print)
+    depends = [
+        cache.sources(sys.modules[__name__], data, convert),
+        cache.digest(*(part for one in recordings for part in (one.id, one.current, one.power))),
+    ]
+    with shown("machine_state in Keras") as tell:
+        return Steps(seed=seed, tell=tell).run(
+            "train keras",
+            lambda: {built.variant.file: built.data for built in train(recordings, epochs, seed=seed)},
+            dict[str, bytes],
+            inputs=depends,
+            settings={"epochs": epochs, "plays": PLAYS},
+            packages=("tensorflow-cpu", "keras", "tf2onnx", "onnx", "numpy"),
+        )
+
+
 def optimise(seed: int) -> None:
     """Quantise what `train` left, compare all of it, print the tables; in the environment of `train`."""
-    from sdk.optimise import Quantised, Steps, Task, cache, from_files, read_onnx, read_tflite
+    from sdk.optimise import Quantised, Task, from_files, read_onnx, read_tflite
 
     recordings = load(say=print)
     seen = data.windows(data.select(recordings, "train"), seed=seed)
@@ -115,9 +136,9 @@ def main() -> None:
     if arguments.step == "optimise":
         optimise(arguments.seed)
         return
-    for built in train(load(say=print), epochs=arguments.epochs, seed=arguments.seed):
-        write_atomic(FOLDER / built.variant.file, built.data)
-        print(f"{FOLDER.relative_to(kit.MODELS.parent) / built.variant.file}: {built.size / 1000:.1f} kB")
+    for file, made in kept(arguments.seed, arguments.epochs).items():
+        write_atomic(FOLDER / file, made)
+        print(f"{FOLDER.relative_to(kit.MODELS.parent) / file}: {len(made) / 1000:.1f} kB")
 
 
 if __name__ == "__main__":

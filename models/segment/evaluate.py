@@ -17,7 +17,7 @@ RUNS = 20
 def rows(model: kit.Loaded) -> tuple[list[list[str]], float]:
     """A row for the whole pictures and one for the people in them, of the test split; and the worst of all."""
     official, tensors = fetch.Official(), fetch.views(model.manifest, "test")
-    scores = fetch.agreement(model, official, tensors)
+    scores = fetch.agreement(model.runner, official, tensors)
     whole = [score for name, score in scores.items() if not name[-1].isdigit()]
     people = [score for name, score in scores.items() if name[-1].isdigit()]
     made = [
@@ -64,7 +64,7 @@ def main() -> None:
             figures = kit.evaluated(
                 arguments.bundle,
                 ("iou",),
-                lambda one: {"iou": statistics.mean(fetch.agreement(one, official, tensors).values())},
+                lambda one: {"iou": statistics.mean(fetch.agreement(one.runner, official, tensors).values())},
                 lambda what: tell(what, False),
             )
         figures.write(arguments.bundle.parent)
