@@ -4,6 +4,7 @@ import importlib
 import shlex
 import shutil
 import sys
+from pathlib import Path
 
 from invoke.collection import Collection
 from invoke.context import Context
@@ -179,6 +180,14 @@ def models_build(c: Context, name: str, args: str = "") -> None:
     run([str(own_python("train")), "-m", "models", "build", name, *shlex.split(args)])
 
 
+@task(name="keras", help={"file": "what model.save() wrote: FILE.keras", "output": "a folder, as models/NAME"})
+def models_keras(c: Context, file: str, output: str) -> None:
+    """Convert a Keras file to model.onnx and model.tflite, in .venv-tensorflow; docs/models.md goes on from there."""
+    if not Path(file).is_file():
+        raise Exit(f"octogate: {file}: no such file", code=1)
+    run([str(own_python("tensorflow")), "-m", "sdk.optimise.keras", file, "--output", output])
+
+
 @task(name="twin", help={"args": "options of both steps, in one string: --seed N"})
 def models_twin(c: Context, args: str = "") -> None:
     """Train machine_state's twin in Keras (.venv-tensorflow), then quantise and compare it (.venv-train)."""
@@ -280,7 +289,9 @@ def run_node(*args: str, **options: str | bool) -> None:
 
 
 namespace = Collection(test, lint, lock, clean, demo, bench)
-namespace.add_collection(Collection("models", models_list, models_build, models_evaluate, models_report, models_twin))
+namespace.add_collection(
+    Collection("models", models_list, models_build, models_evaluate, models_report, models_keras, models_twin)
+)
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))
 namespace.add_collection(
     Collection(
