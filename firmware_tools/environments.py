@@ -25,6 +25,8 @@ NOT_RUN = 77  # exit code of what cannot run here, as in other test harnesses
 # the lock -> free disk that pip needs for it, downloads and what is installed, in GB
 NEEDS_GB = {"train": 4.5, "tensorflow": 3.5, "tflite": 1.0}
 PINNED = re.compile(r"^[a-z0-9][a-z0-9._-]*==", re.MULTILINE)
+# what pip says of each: from an index, or from a folder of files
+PACKAGE = re.compile(r"(?:Collecting |Processing (?:\S*/)?)([A-Za-z0-9._]+(?:-(?!\d)[A-Za-z0-9._]+)*)")
 EVERY_S = 15.0  # between two lines where there is no terminal
 SAID = 15  # lines of pip's that are shown when it fails
 
@@ -115,9 +117,9 @@ def _installed(python: Path, lock: Path, tell: Tell) -> list[str] | None:
             if line.startswith("WARNING:"):
                 continue
             said.append(line.rstrip())
-            if line.startswith("Collecting "):
+            if found := PACKAGE.match(line):
                 done += 1
-                tell(line.split()[1].partition("==")[0], done)
+                tell(found[1], done)
             elif line.startswith("Installing collected packages"):
                 tell("installing, a minute or two", done)
     return said if pip.returncode else None

@@ -70,6 +70,20 @@ def test_an_environment_that_fails_says_what_to_do_and_is_begun_anew(
     assert environments.own_python("train", project).exists()
 
 
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("Collecting absl-py==2.5.1 (from -r requirements/train.txt (line 4))", "absl-py"),
+        ("Processing /some/folder/torch-2.13.0+cpu-cp311-linux_x86_64.whl (from -r x)", "torch"),
+        ("Processing ./tensorflow-cpu-2.21.0-cp311.whl", "tensorflow-cpu"),
+        ("Downloading torch-2.13.0.whl (180 MB)", None),
+    ],
+)
+def test_the_package_that_pip_speaks_of(line: str, name: str | None) -> None:
+    found = environments.PACKAGE.match(line)
+    assert (found and found[1]) == name
+
+
 def test_a_full_disk_is_told_before_anything_is_made(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environments, "NEEDS_GB", {"train": 1e9})
     with pytest.raises(Exit, match=r"\.venv-train needs 1e\+09 GB of disk"):
