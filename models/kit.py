@@ -22,7 +22,7 @@ from gateway.infer.candidate import defaults
 from gateway.infer.manifest import Manifest, Variant
 from gateway.infer.recipe import Recipe
 from sdk.bundle import generate_key, load_key, pack
-from sdk.optimise.cost import macs
+from sdk.optimise.cost import counted
 from sdk.optimise.figures import Figure, Figures
 from sdk.optimise.parity import runner, ways
 from sdk.optimise.variants import Built
@@ -277,7 +277,7 @@ def evaluated(
             say(f"{built} on {backend}")
             found.append(Figure(
                 stage="base" if variant.precision == "fp32" else variant.precision, file=variant.file,
-                precision=variant.precision, backend=backend, size=built.size, macs=macs(built),
+                precision=variant.precision, backend=backend, size=built.size, macs=counted(built),
                 metrics={name: float(value) for name, value in metric(loaded).items()},
             ))  # fmt: skip
     return Figures(

@@ -124,18 +124,17 @@ def study(bundle: Path, extra: dict[str, Built], folder: Path) -> Path:
     return output
 
 
-def counted(built: Built) -> int | None:
-    try:
-        return cost.macs(built) or None  # 0: shapes are open, nothing can be counted
-    except ModelError:
-        return None
+def work_of(files: dict[str, Built]) -> dict[str, int | None]:
+    """MACs of each file; eight bits do not change them, so an int8 file that cannot be read has its fp32 file's."""
+    found = {file: cost.counted(built) for file, built in files.items()}
+    return {file: macs or found.get(file.replace("-int8.", ".")) or None for file, macs in found.items()}
 
 
 def ways_of(measured: Placement, files: dict[str, Built], known: Figures | None, chosen: Candidate | None) -> list[Way]:
     """A way for each variant, runtime and device that was measured, and for each that was only evaluated."""
     stages = {one.file: one.stage for one in known.figures} if known else {}
     rated = {(one.file, one.backend): one.metrics for one in known.figures} if known else {}
-    work = {file: counted(built) for file, built in files.items()}
+    work = work_of(files)
     ways: dict[tuple[str, str, str], Way] = {}
     for one in measured.measured:
         at = one.candidate

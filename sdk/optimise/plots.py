@@ -59,7 +59,7 @@ def overview(title: str, ways: Sequence[Way], metric: str = "") -> bytes:
     A panel for which there is nothing is left out.
 
     Args:
-        metric: that is drawn against latency; without it, or where no variant has it, there is no such panel.
+        metric: that is drawn against latency, where two ways or more have it.
     """
     import matplotlib
 
@@ -67,6 +67,7 @@ def overview(title: str, ways: Sequence[Way], metric: str = "") -> bytes:
     from matplotlib import pyplot
 
     rated = [way for way in ways if metric in way.metrics and way.p50_us]
+    rated = rated if len(rated) > 1 else []  # a single dot shows no trade: the table has it
     timed = [way for way in ways if way.p50_us]
     files = len({way.file for way in ways})
     high = 1.3 + 0.3 * max(files, 1)

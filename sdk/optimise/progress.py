@@ -45,4 +45,6 @@ def shown(title: str, total: int | None = None) -> Iterator[Callable[[str, bool]
         yield tell
         finish()
     took = time.monotonic() - began
-    console.print(f"{title}: {done} step{'s' * (done != 1)}, {kept} of them kept from earlier, {took:.1f} s", highlight=False)
+    console.print(
+        f"{title}: {done} step{'s' * (done != 1)}, {kept} of them kept from earlier, {took:.1f} s", highlight=False
+    )

@@ -147,7 +147,7 @@ def test_the_picture_of_a_report_has_what_there_is() -> None:
     way = plots.Way(stage="base", file="a.onnx", backend="onnx", where="onnx", size=10, p50_us={1: 300.0}, pss={1: 1})
     rated = replace(way, stage="int8", file="b.onnx", metrics={"f1": 0.9}, p50_us={1: 1.0, 2: 2.0}, chosen=2)
     heights = []
-    for ways in ([way], [way, rated], [replace(way, p50_us={}, pss={})]):
+    for ways in ([way], [way, rated, replace(rated, backend="litert")], [replace(way, p50_us={}, pss={})]):
         picture = plots.overview("press", ways, "f1")
         assert picture.startswith(b"\x89PNG") and len(picture) > 5_000
         assert picture == plots.overview("press", ways, "f1")

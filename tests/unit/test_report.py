@@ -99,6 +99,13 @@ def test_figures_of_another_bundle_are_shown_as_stale_and_not_used() -> None:
     assert "stale" in report_page.terminal([one], [])[1]
 
 
+def test_work_of_an_int8_file_that_nobody_can_count_is_that_of_its_fp32_file() -> None:
+    files = {"model.onnx": Built.onnx(package.packed_model(), "fp32"), "other-int8.onnx": Built.onnx(b"none", "int8")}
+    files["model-int8.onnx"] = files["other-int8.onnx"]
+    work = report.work_of(files)
+    assert work["model.onnx"] and work["model-int8.onnx"] == work["model.onnx"] and work["other-int8.onnx"] is None
+
+
 def test_a_bundle_of_all_stages_is_made_to_be_measured(tmp_path: Path) -> None:
     network = bundles.onnx_model()
     bundle = tmp_path / "press.octo"
