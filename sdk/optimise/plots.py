@@ -150,6 +150,10 @@ def _sizes(axes: Any, ways: Sequence[Way]) -> None:
     axes.set_title("size and work", loc="left")
 
 
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
+
+
 def _bars(axes: Any, ways: Sequence[Way], what: str, scale: float, label: str) -> None:
     """A bar for each number of threads of each way."""
     found = [(way, threads, value * scale) for way in ways for threads, value in sorted(getattr(way, what).items())]
@@ -165,18 +169,13 @@ def _bars(axes: Any, ways: Sequence[Way], what: str, scale: float, label: str) -
     for text, (way, threads, _) in zip(axes.get_yticklabels(), found, strict=True):
         if way.chosen == threads:
             text.set(color="#b3261e", fontweight="bold")
-    axes.invert_yaxis()
-    axes.set(xlabel=label)
+    axes.set_title("latency" if what == "p50_us" else "memory", loc="left")
+    axes.margins(y=0.02)
     values = [value for *_, value in found]
     if max(values) > 30 * min(values):  # the short bars could not be told from none
-        axes.set(xscale="log", xlabel=label.replace("]", ", log scale]"))
-        axes.set_xlim(min(values) / 2, max(values) * 1.6)
+        label = label.replace("]", ", log scale]")
+        axes.set(xscale="log", xlim=(min(values) / 2, max(values) * 1.6))
         _plain_ticks(axes, [*axes.get_xlim()])
-    else:
-        axes.margins(x=0.15)
-    axes.margins(y=0.02)
-    axes.set_title("latency" if what == "p50_us" else "memory", loc="left")
-
-
-def _threads(count: int) -> str:
-    return "1 thread" if count == 1 else f"{count} threads"
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.set(xlabel=label)

@@ -12,11 +12,11 @@ from gateway.infer.ranking import Figures as Took
 from gateway.infer.ranking import Key, Measured, Placement
 from models import __main__ as command
 from models import kit, report, report_page
-from models.machine_state import package
 from sdk.optimise.figures import Figure, Figures
 from sdk.optimise.variants import Built
 from tests.unit import bundles
 
+SEGMENT = kit.MODELS / "segment" / "segment.octo"
 NAMES = sorted(path.parent.name for path in kit.MODELS.glob("*/figures.json"))
 
 
@@ -100,7 +100,9 @@ def test_figures_of_another_bundle_are_shown_as_stale_and_not_used() -> None:
 
 
 def test_work_of_an_int8_file_that_nobody_can_count_is_that_of_its_fp32_file() -> None:
-    files = {"model.onnx": Built.onnx(package.packed_model(), "fp32"), "other-int8.onnx": Built.onnx(b"none", "int8")}
+    with Bundle(SEGMENT) as opened:
+        whole = Built.onnx(bytes(opened.member("model.onnx")), "fp32")
+    files = {"model.onnx": whole, "other-int8.onnx": Built.onnx(b"none", "int8")}
     files["model-int8.onnx"] = files["other-int8.onnx"]
     work = report.work_of(files)
     assert work["model.onnx"] and work["model-int8.onnx"] == work["model.onnx"] and work["other-int8.onnx"] is None
@@ -109,7 +111,7 @@ def test_work_of_an_int8_file_that_nobody_can_count_is_that_of_its_fp32_file() -
 def test_a_bundle_of_all_stages_is_made_to_be_measured(tmp_path: Path) -> None:
     network = bundles.onnx_model()
     bundle = tmp_path / "press.octo"
-    package.build(package.packed_model(), bundle, tmp_path / "own.key")
+    bundles.make(bundle)
     (tmp_path / "base.onnx").write_bytes(network)
     with Bundle(bundle) as opened:
         extra = report.stages_not_shipped(opened.manifest, known(), tmp_path)
@@ -138,7 +140,10 @@ def test_figures_that_an_evaluation_left_go_beside_the_bundle_they_are_of(
 ) -> None:
     models, build = tmp_path / "models", tmp_path / "build"
     bundle = models / "press" / "press.octo"
-    digest = package.build(package.packed_model(), bundle, tmp_path / "own.key")
+    bundle.parent.mkdir(parents=True)
+    bundles.make(bundle)
+    with Bundle(bundle) as opened:
+        digest = opened.verify((), allow_unsigned=True).digest
     monkeypatch.setattr(command, "MODELS", models)
     monkeypatch.setattr(kit, "BUILD", build)
     command.keep_figures("press")  # there are none
@@ -152,12 +157,12 @@ def test_figures_that_an_evaluation_left_go_beside_the_bundle_they_are_of(
 
 def test_every_variant_is_evaluated_on_every_runtime_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    found = kit.evaluated(package.BUNDLE, ("f1",), lambda model: {"f1": 0.5}, said.append)
+    found = kit.evaluated(SEGMENT, ("f1",), lambda model: {"f1": 0.5}, said.append)
     assert [(one.file, one.backend) for one in found.figures] == [("model.onnx", "onnx"), ("model.onnx", "openvino")]
     assert len(said) == 2 and all(one.macs > 0 and one.size > 0 and one.metrics == {"f1": 0.5} for one in found.figures)
     monkeypatch.setattr(kit, "trusted", list)
     with pytest.raises(ModelError):
-        kit.evaluated(package.BUNDLE, ("f1",), lambda model: {"f1": 0.5}, said.append)
+        kit.evaluated(SEGMENT, ("f1",), lambda model: {"f1": 0.5}, said.append)
 
 
 def test_the_list_is_a_table_and_json(capsys: pytest.CaptureFixture[str]) -> None:
