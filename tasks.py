@@ -1,10 +1,8 @@
 """The project's tasks. `./inv` lists them, `./inv --help TASK` explains one; they run from the repository's folder."""
 
-import hashlib
 import importlib
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from invoke.exceptions import Exit
 from invoke.tasks import task
 
 from firmware_tools import device_tasks
+from firmware_tools.environments import own_python
 from firmware_tools.programs import ROOT, call, given, require_programs, run, run_python
 
 # What the integration tests start or read -> the Debian package that has it.
@@ -44,7 +43,6 @@ TFLITE_TESTS = [
     *(f"tests/unit/test_{name}.py" for name in ("backend", "device", "devices")),
     "tests/unit/test_models.py::test_it_runs_and_reproduces_its_golden_samples[detect]",
 ]
-NOT_RUN = 77  # exit code of a test that cannot run here, as in other test harnesses
 CACHES = [".pytest_cache", ".mypy_cache", ".ruff_cache", ".hypothesis", "build", "dist"]
 
 
@@ -164,10 +162,10 @@ def bench(c: Context, name: str, args: str = "") -> None:
     run_python(f"bench.{name}", *shlex.split(args))
 
 
-@task(name="list")
-def models_list(c: Context) -> None:
-    """Name the models of the repository, with their bundles."""
-    run_python("models", "list")
+@task(name="list", help={"json": "one JSON array"})
+def models_list(c: Context, json: bool = False) -> None:
+    """List the models of the repository: task, version, and the bundle with its variants."""
+    run_python("models", "list", *given(json=json))
 
 
 @task(name="build", help={"name": "a folder of models/", "args": "its options, in one string; see --args --help"})
@@ -175,17 +173,26 @@ def models_build(c: Context, name: str, args: str = "") -> None:
     """
     Build a model's bundle from its data or package, and sign it with your key.
 
-    Needs the network once, for the data and for .venv-train (PyTorch and the converters, 2.7 GB, Python 3.11), which is
+    Needs the network once, for the data and for .venv-train (PyTorch and the converters, 2.8 GB, Python 3.11), which is
     made when it is missing. Exit code 1 when a variant loses more than it may: the table says which and how much.
     """
+    require_models([name])
     run([str(own_python("train")), "-m", "models", "build", name, *shlex.split(args)])
 
 
-@task(name="twin")
-def models_twin(c: Context) -> None:
+@task(name="keras", help={"file": "what model.save() wrote: FILE.keras", "output": "a folder, as models/NAME"})
+def models_keras(c: Context, file: str, output: str) -> None:
+    """Convert a Keras file to model.onnx and model.tflite, in .venv-tensorflow; docs/models.md goes on from there."""
+    if not Path(file).is_file():
+        raise Exit(f"octogate: {file}: no such file", code=1)
+    run([str(own_python("tensorflow")), "-m", "sdk.optimise.keras", file, "--output", output])
+
+
+@task(name="twin", help={"args": "options of both steps, in one string: --seed N"})
+def models_twin(c: Context, args: str = "") -> None:
     """Train machine_state's twin in Keras (.venv-tensorflow), then quantise and compare it (.venv-train)."""
-    run([str(own_python("tensorflow")), "-m", "models.machine_state.keras_twin"])
-    run([str(own_python("train")), "-m", "models.machine_state.keras_twin", "optimise"])
+    for environment, step in (("tensorflow", "train"), ("train", "optimise")):
+        run([str(own_python(environment)), "-m", "models.machine_state.keras_twin", step, *shlex.split(args)])
 
 
 @task(name="report", help={"names": "models with commas between them; without it all", "args": "its options"})
@@ -193,9 +200,10 @@ def models_report(c: Context, names: str = "", args: str = "") -> None:
     """
     Write build/report/index.html: accuracy, size, latency and memory of the models' variants, and what `auto` chose.
 
-    Measures every candidate of every model as `octogate bench` does: some minutes. Accuracy is what models.evaluate found.
+    Measures every candidate of every bundle as `octogate bench` does, in a minute. Accuracy is what models.evaluate found.
     """
     chosen = [name for name in names.split(",") if name]
+    require_models(chosen)
     run([str(own_python("train")), "-m", "models", "report", *chosen, *shlex.split(args)])
 
 
@@ -205,33 +213,12 @@ def models_evaluate(c: Context, name: str, args: str = "") -> None:
     run_python("models", "evaluate", name, *shlex.split(args))
 
 
-def own_python(name: str) -> Path:
-    """The Python of .venv-NAME, made from requirements/NAME.txt when it is not there or not from this file.
-
-    These sets do not fit into .venv: tflite-runtime has no wheels for later Pythons and needs NumPy 1, PyTorch and
-    TensorFlow with their converters are gigabytes and tied to versions.
-    """
-    base = python_311()
-    if base is None:
-        raise Exit(f"octogate: NOT RUN: requirements/{name}.txt is for Python 3.11 with venv", code=NOT_RUN)
-    folder, lock = ROOT / f".venv-{name}", ROOT / f"requirements/{name}.txt"
-    python, stamp = folder / "bin/python", folder / "octogate.stamp"
-    made_from = f"{ROOT}\n{hashlib.sha256(lock.read_bytes()).hexdigest()}\n"
-    if not stamp.exists() or stamp.read_text() != made_from:
-        print(f"octogate: making .venv-{name} from requirements/{name}.txt", file=sys.stderr)
-        run([base, "-m", "venv", "--clear", str(folder)])
-        run([str(python), "-m", "pip", "install", "--quiet", "--require-hashes", "-r", str(lock)])
-        stamp.write_text(made_from)
-    return python
-
-
-def python_311() -> str | None:
-    """A Python 3.11 that can make a venv; one on PATH may be a wrapper that only complains."""
-    base = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
-    works = (
-        base and not subprocess.run([base, "-c", "import ensurepip, venv"], capture_output=True, check=False).returncode
-    )
-    return base if works else None
+def require_models(names: list[str]) -> None:
+    """Before an environment of gigabytes is made for a mistyped name."""
+    there = sorted(path.parent.name for path in (ROOT / "models").glob("*/model.toml"))
+    for name in names:
+        if name not in there:
+            raise Exit(f"octogate: there is no model '{name}' (there are: {', '.join(there)})", code=1)
 
 
 BOARD = "a name in firmware_tools/boards; without it the port's USB identity says which"
@@ -302,7 +289,9 @@ def run_node(*args: str, **options: str | bool) -> None:
 
 
 namespace = Collection(test, lint, lock, clean, demo, bench)
-namespace.add_collection(Collection("models", models_list, models_build, models_evaluate, models_report, models_twin))
+namespace.add_collection(
+    Collection("models", models_list, models_build, models_evaluate, models_report, models_keras, models_twin)
+)
 namespace.add_collection(Collection("node", node_deploy, node_monitor, node_list, node_flash))
 namespace.add_collection(
     Collection(

@@ -22,6 +22,8 @@ from gateway.infer.candidate import defaults
 from gateway.infer.manifest import Manifest, Variant
 from gateway.infer.recipe import Recipe
 from sdk.bundle import generate_key, load_key, pack
+from sdk.optimise.cost import counted
+from sdk.optimise.figures import Figure, Figures
 from sdk.optimise.parity import runner, ways
 from sdk.optimise.variants import Built
 from sdk.registry import write_atomic
@@ -243,6 +245,45 @@ def _first(manifest: Manifest, read: Callable[[str], bytes], wanted: str, file: 
     for _, variant, run in load_each(manifest, read, candidates, rejected):
         return Loaded(manifest, variant, recipe, run)
     raise ModelError(f"model '{manifest.name}': no variant runs here: {'; '.join(rejected)}")
+
+
+# --- figures ------------------------------------------------------------------------------------------------------
+
+
+def evaluated(
+    path: Path, headline: Sequence[str], metric: Callable[[Loaded], Mapping[str, float]], say: Callable[[str], None]
+) -> Figures:
+    """What every variant of a bundle reaches on every runtime that is installed here, for the report.
+
+    Args:
+        headline: the metrics to draw, the first of them against latency.
+        metric: of a variant, on the test split; by name, more is better.
+        say: hears of each before it is measured.
+
+    Raises:
+        ModelError: the bundle is damaged, not trusted, or runs nowhere here.
+    """
+    first, found = load(path, trusted()), []
+    with Bundle(path) as bundle:
+        members = {name: bytes(bundle.member(name)) for name in bundle.manifest.members()}
+    for variant in first.manifest.variants:
+        built = Built(variant, {name: members[name] for name in (variant.file, variant.weights) if name})
+        for backend in ways(built):
+            try:
+                loaded = load(path, trusted(), backend=backend, file=variant.file)
+            except ModelError as error:
+                say(f"{built} on {backend} does not run here: {error}")
+                continue
+            say(f"{built} on {backend}")
+            found.append(Figure(
+                stage="base" if variant.precision == "fp32" else variant.precision, file=variant.file,
+                precision=variant.precision, backend=backend, size=built.size, macs=counted(built),
+                metrics={name: float(value) for name, value in metric(loaded).items()},
+            ))  # fmt: skip
+    return Figures(
+        model=first.manifest.name, bundle=first.digest, bundle_bytes=path.stat().st_size, headline=tuple(headline),
+        figures=tuple(found),
+    )  # fmt: skip
 
 
 # --- the card -----------------------------------------------------------------------------------------------------

@@ -115,6 +115,10 @@ def run(bundle: Path, full: Path, readme: Path, command: str) -> None:
     print("\n".join(lines))
     if not arguments.dry:
         kit.write_figures(readme, lines)
+        test, truths = data.labelled(data.load(list(data.of("test"))))
+        kit.evaluated(
+            arguments.bundle, ("mAP",), lambda one: {"mAP": measure.precision(one, test, truths)[0]}, print
+        ).write(arguments.bundle.parent)
 
 
 def main() -> None:

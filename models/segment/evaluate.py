@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 
 from models import kit
 from models.segment import fetch
+from sdk.optimise.progress import shown
 
 RUNS = 20
 
@@ -15,7 +17,7 @@ RUNS = 20
 def rows(model: kit.Loaded) -> tuple[list[list[str]], float]:
     """A row for the whole pictures and one for the people in them, of the test split; and the worst of all."""
     official, tensors = fetch.Official(), fetch.views(model.manifest, "test")
-    scores = fetch.agreement(model, official, tensors)
+    scores = fetch.agreement(model.runner, official, tensors)
     whole = [score for name, score in scores.items() if not name[-1].isdigit()]
     people = [score for name, score in scores.items() if name[-1].isdigit()]
     made = [
@@ -57,6 +59,15 @@ def main() -> None:
     print("\n".join(lines))
     if not arguments.dry:
         kit.write_figures(fetch.FOLDER / "README.md", lines)
+        official, tensors = fetch.Official(), fetch.views(model.manifest, "test")
+        with shown("segment, for the report") as tell:
+            figures = kit.evaluated(
+                arguments.bundle,
+                ("iou",),
+                lambda one: {"iou": statistics.mean(fetch.agreement(one.runner, official, tensors).values())},
+                lambda what: tell(what, False),
+            )
+        figures.write(arguments.bundle.parent)
 
 
 if __name__ == "__main__":

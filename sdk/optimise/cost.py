@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from gateway.errors import ModelError
 from sdk.optimise.quantise import read_model
 from sdk.optimise.variants import Built
 
@@ -19,6 +20,14 @@ def macs(built: Built) -> int:
         built.data, built.variant.format == "tflite", built.members.get(built.variant.weights or "", b"")
     )
     return sum(_of(op) for op in model.get_ops())
+
+
+def counted(built: Built) -> int:
+    """The same; 0 where it cannot be counted: OpenVINO does not read the file, or its shapes are open."""
+    try:
+        return macs(built)
+    except ModelError:
+        return 0
 
 
 def _of(op: Any) -> int:

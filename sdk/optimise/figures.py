@@ -1,8 +1,13 @@
-"""What an evaluation found, in a file that the report reads: build/models/NAME/figures.json."""
+"""What an evaluation found, in a file that the report reads: figures.json, beside the bundle in its model's folder.
+
+The bundle's digest is in it: figures of another bundle are stale, and are shown as such.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -14,14 +19,14 @@ FILE = "figures.json"
 
 
 class Figure(msgspec.Struct, frozen=True, kw_only=True):
-    """One variant on one runtime, on the test split.
+    """One variant on one runtime.
 
     Attributes:
         stage: `base`, `pruned` or `int8`; a model that is fetched has no `pruned`.
         size: bytes of its files.
         macs: multiplications with additions for one input.
         metrics: by name.
-        latency_us: one input through the runtime alone, one thread.
+        latency_us: one input through the runtime alone, one thread; 0 when it was not timed.
     """
 
     stage: str
@@ -43,6 +48,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         bundle: its digest.
         headline: the metrics that the report draws, the first of them in the Pareto front.
+        split: of the data: an evaluation reads the test split, a build the validation split.
     """
 
     model: str
@@ -50,6 +56,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     bundle_bytes: int
     headline: tuple[str, ...]
     figures: tuple[Figure, ...]
+    split: Literal["test", "validation"] = "test"
 
     def write(self, folder: Path) -> None:
         write_atomic(folder / FILE, msgspec.json.format(msgspec.json.encode(self), indent=1) + b"\n")
@@ -62,3 +69,21 @@ def read(folder: Path) -> Figures:
         return msgspec.json.decode(path.read_bytes(), type=Figures)
     except (OSError, msgspec.DecodeError) as error:
         raise ModelError(f"{path}: no figures: {error}", hint="./inv models.evaluate NAME writes them") from error
+
+
+def nearest(folders: Iterable[Path], bundle: str) -> tuple[Figures | None, Figures | None]:
+    """Those of this bundle, from the first folder that has them; and, without them, the first of another bundle.
+
+    Args:
+        bundle: its digest.
+    """
+    stale = None
+    for folder in folders:
+        try:
+            found = read(folder)
+        except ModelError:
+            continue
+        if found.bundle == bundle:
+            return found, None
+        stale = stale or found
+    return None, stale

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec.structs import replace
+
 from gateway.errors import ModelError
-from gateway.infer.backend import Runner
 from gateway.infer.steps import Array
 from sdk.optimise import cache, export, quantise, verdict
+from sdk.optimise import parity as compare
 from sdk.optimise import weights as plain
 from sdk.optimise.budget import Budget
 from sdk.optimise.cache import Steps
@@ -20,6 +23,7 @@ from sdk.optimise.weights import Weights
 
 PARITY_INPUTS, LATENCY_INPUTS = 200, 20
 _EXPORTERS = ("torch", "onnx", "onnxscript", "litert-torch", "litert-converter", "openvino")
+_RUNTIMES = ("onnxruntime", "openvino", "ai-edge-litert", "tflite-runtime", "numpy")
 _QUANTISERS = ("onnxruntime", "onnx", "nncf", "openvino", "ai-edge-quantizer", "ai-edge-litert", "numpy")
 
 
@@ -45,6 +49,8 @@ class Task:
         allowed: by metric, how much a variant may lose against the base.
         ops: what int8 is done to.
         optional: files that may be refused without the build failing.
+        depends: digest of all that the metric depends on: its code, its data. With it comparisons are kept, too;
+            without it they are made anew each time.
     """
 
     name: str
@@ -56,6 +62,7 @@ class Task:
     allowed: Mapping[str, float]
     ops: Quantised = field(default_factory=Quantised)
     optional: Sequence[str] = ()
+    depends: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +101,12 @@ class Outcome:
     refused: Mapping[str, str]
 
     def table(self) -> list[str]:
+        """Markdown, for a card."""
         return verdict.table(self.rows, self.base, self.refused)
+
+    def terminal(self) -> list[str]:
+        """The same for people, at most 100 columns wide, with the reasons below it."""
+        return verdict.terminal(self.rows, self.base, self.refused)
 
     def shipped(self, *stages: str) -> list[Built]:
         """The variants of these stages that may go into a bundle, in this order."""
@@ -104,7 +116,7 @@ class Outcome:
         """Raises `Lost`, with the table: a variant of these stages was refused that is not optional."""
         files = {one.variant.file for stage in stages for one in self.stages.get(stage, ())}
         if bad := sorted((files & set(self.refused)) - set(task.optional)):
-            lines = "\n".join(self.table())
+            lines = "\n".join(self.terminal())
             raise Lost(
                 f"model '{task.name}': {', '.join(bad)} may not be shipped\n{lines}",
                 hint="prune less, calibrate with more data, leave operations in fp32, or make the file optional",
@@ -113,7 +125,7 @@ class Outcome:
 
 def from_torch(module: Any, task: Task, training: Training, steps: Steps) -> Outcome:
     """A trained PyTorch module: exported as it is, pruned and fine-tuned, quantised, judged."""
-    from sdk.optimise import prune
+    from sdk.optimise import budget, prune
 
     base = exported(module, task, training.example, steps, "base-")
     trained = _digest_of(plain.of(module))
@@ -127,7 +139,7 @@ def from_torch(module: Any, task: Task, training: Training, steps: Steps) -> Out
         "prune and fine-tune",
         slim,
         Weights,
-        inputs=[trained, training.depends],
+        inputs=[trained, training.depends, cache.sources(prune, budget)],
         settings={"budget": training.budget, "keep": ",".join(training.keep)},
         packages=("torch", "torch-pruning", "numpy"),
     )
@@ -216,34 +228,60 @@ def judged(stages: Mapping[str, Sequence[Built]], task: Task, steps: Steps) -> O
     The base's metrics are those of its first variant that runs. Latency is measured anew each time.
     """
     rows: list[Row] = []
-    runners: list[Runner] = []
-    seen = calls(task.check)[:PARITY_INPUTS]
-    right: list[list[Array]] | None = None
+    right: tuple[Built, str] | None = None  # whose outputs the quantised ones are compared with: the last fp32 stage's
     for stage, files in stages.items():
-        steps.tell(f"compare {stage}", False)
         whole = files[0].variant.precision == "fp32"
-        for found in parity(files, seen, reference=None if whole else right):
+        rows += (made := _compared(stage, files, None if whole else right, task, steps))
+        first = next(((row.file, row.backend) for row in made if row.metrics), None)
+        if first and (whole or right is None):
+            right = next(built for built in files if built.variant.file == first[0]), first[1]
+    steps.tell("time", False)
+    ran = [row for row in rows if row.metrics]
+    built = {(stage, one.variant.file): one for stage, files in stages.items() for one in files}
+    runners = [runner(built[row.stage, row.file], row.backend) for row in ran]
+    times = iter(latency_us(runners, calls(task.check)[:LATENCY_INPUTS], rounds=5, each_s=0.05) if ran else [])
+    timed = [replace(row, latency_us=next(times)) if row.metrics else row for row in rows]
+    base = ran[0].metrics if ran else {}
+    return Outcome(stages, timed, base, verdict.refused(timed, base, task.allowed))
+
+
+def _compared(
+    stage: str, files: Sequence[Built], right: tuple[Built, str] | None, task: Task, steps: Steps
+) -> list[Row]:
+    """Rows of one stage, without latency; kept when the task says what its metric depends on."""
+    seen = calls(task.check)[:PARITY_INPUTS]
+
+    def work() -> list[Row]:
+        rows = []
+        for found in parity(files, seen, reference=answers(runner(*right), seen) if right else None):
             metrics: dict[str, float] = {}
             if found.ran:
                 run = runner(found.built, found.backend)
                 metrics = {name: float(value) for name, value in task.metric(run).items()}
-                right = answers(run, seen) if right is None or (whole and found.worst == 0.0) else right
-                runners.append(run)
             rows.append(Row(
                 stage=stage, file=found.built.variant.file, precision=found.built.variant.precision,
                 backend=found.backend, size=found.built.size, worst=found.worst, metrics=metrics, fault=found.fault,
             ))  # fmt: skip
-    steps.tell("time", False)
-    times = iter(latency_us(runners, calls(task.check)[:LATENCY_INPUTS], rounds=5, each_s=0.05))
-    timed = [_timed(row, times) for row in rows]
-    base = next((row.metrics for row in timed if row.metrics), {})
-    return Outcome(stages, timed, base, verdict.refused(timed, base, task.allowed))
+        return rows
 
-
-def _timed(row: Row, times: Any) -> Row:
-    from msgspec.structs import replace
-
-    return replace(row, latency_us=next(times)) if row.metrics else row
+    if not task.depends:
+        steps.tell(f"compare {stage}", False)
+        return work()
+    return steps.run(
+        f"compare {stage}",
+        work,
+        list[Row],
+        inputs=[
+            *(built.digest for built in files),
+            *((right[0].digest, right[1]) if right else ()),
+            cache.digest(*(array for call in seen for array in call)),
+            task.depends,
+            cache.sources(compare, verdict),
+        ],
+        # a processor without the instructions for int8 rounds otherwise
+        settings={"machine": f"{platform.node()} {platform.machine()}"},
+        packages=_RUNTIMES,
+    )
 
 
 def _digest_of(weights: Weights) -> str:

@@ -1,10 +1,13 @@
 """From a Keras model to ONNX and TFLite, in TensorFlow's own environment (extra `tensorflow`).
 
 What comes out goes on with `from_files` in the environment of `train`: the converters of the two do not live together.
+A saved file is converted by `python -m sdk.optimise.keras FILE --output FOLDER`, which is what `./inv models.keras` does.
 """
 
 from __future__ import annotations
 
+import argparse
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +17,7 @@ from gateway.errors import ModelError
 from sdk.optimise.export import clean_onnx
 from sdk.optimise.quiet import last_line, quiet
 from sdk.optimise.variants import Built
+from sdk.registry import write_atomic
 
 OPSET = 18
 _FAULTS = (RuntimeError, ValueError, TypeError, KeyError, AttributeError)
@@ -50,9 +54,13 @@ def from_keras(
         try:
             onnx, _ = tf2onnx.convert.from_function(call, input_signature=specs, opset=OPSET)
             with tempfile.TemporaryDirectory(prefix="octogate-keras-") as scratch:
-                # a saved model has its variables frozen; a function alone leaves them to be read at run time
+                # The converter takes as constants the variables that the saved object holds. It does not find those
+                # of a Keras 3 model by itself: it would leave them out, and the file would answer NaN.
+                holder = tensorflow.Module()
+                holder.held = [variable.value for variable in model.variables]
+                holder.call = call
                 path = str(Path(scratch, "saved"))
-                tensorflow.saved_model.save(model, path, signatures={"serving_default": call})
+                tensorflow.saved_model.save(holder, path, signatures={"serving_default": call})
                 tflite = tensorflow.lite.TFLiteConverter.from_saved_model(path).convert()
         except _FAULTS as error:
             raise ModelError(f"this Keras model cannot be converted: {last_line(error)}") from error
@@ -60,6 +68,26 @@ def from_keras(
         Built.onnx(clean_onnx(_renamed(onnx), name), "fp32", inputs=inputs, outputs=outputs),
         Built.tflite(bytes(tflite), "fp32"),
     ]
+
+
+def read_keras(path: Path) -> Any:
+    """A model as Keras saved it: `.keras`, or `.h5` of before.
+
+    Raises:
+        ModelError: unreadable, no such file, or one with Python code in it (a Lambda layer), which is not run.
+    """
+    if not path.is_file():
+        raise ModelError(f"{path}: no such file", hint="name what model.save() wrote, FILE.keras")
+    with quiet("tensorflow", "absl"):
+        import keras
+
+        try:
+            return keras.saving.load_model(path, compile=False, safe_mode=True)
+        except (*_FAULTS, OSError) as error:
+            raise ModelError(
+                f"{path}: Keras cannot read it: {last_line(error)}",
+                hint="layers of your own must be registered, and Lambda layers written as such: call from_keras in Python",
+            ) from error
 
 
 def _renamed(model: Any) -> Any:
@@ -79,3 +107,24 @@ def _renamed(model: Any) -> Any:
     graph.initializer.extend(constants)
     del graph.value_info[:]
     return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Convert a Keras file to ONNX and TFLite, fp32.")
+    parser.add_argument("file", type=Path, help="as model.save() wrote it: FILE.keras")
+    parser.add_argument("--output", type=Path, required=True, help="a folder; gets model.onnx and model.tflite")
+    arguments = parser.parse_args()
+    print(f"reading {arguments.file} with TensorFlow, some seconds", file=sys.stderr)
+    model = read_keras(arguments.file)
+    names = {"inputs": [f"input{at}" for at in range(len(model.inputs))],
+             "outputs": [f"output{at}" for at in range(len(model.outputs))]}  # fmt: skip
+    for built in from_keras(model, name=arguments.file.stem, **names):
+        write_atomic(arguments.output / built.variant.file, built.data)
+        print(f"{arguments.output / built.variant.file}: {built.size / 1000:.1f} kB")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ModelError as error:
+        sys.exit(f"octogate: {error}")

@@ -6,6 +6,8 @@ The same model and the same data give the same bytes.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -178,7 +180,7 @@ def tflite_int8(
             )
         try:
             tool = quantizer.Quantizer(bytearray(model), manager.get_quantization_recipe())
-            found = None if dynamic else tool.calibrate(_signature(model, calls(calibration)), num_threads=1)
+            found = None if dynamic else _ranges(model, _signature(model, calls(calibration)), manager)
             made = tool.quantize(found, enable_progress_bar=False, enable_progress_report=False)
         except _FAULTS as error:
             raise ModelError(f"ai-edge-quantizer cannot quantise it: {last_line(error)}") from error
@@ -208,6 +210,24 @@ class _Reader:
 def _input_names(model: Any) -> list[str]:
     constants = {tensor.name for tensor in model.graph.initializer}
     return [node.name for node in model.graph.input if node.name not in constants]
+
+
+def _ranges(model: bytes, data: dict[str, list[dict[str, Array]]], recipe: Any) -> Any:
+    """The least and the largest value of each tensor over all calls.
+
+    Not `Quantizer.calibrate`: that takes a moving average over the calls, which cuts off what few of them reach. Where
+    one call is steady and the next is not, as with a machine's current, that is most of the range.
+    """
+    from ai_edge_quantizer import calibrator
+    from ai_edge_quantizer.utils import qsv_utils
+
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar of its own
+        tool = calibrator.Calibrator(
+            bytearray(model), num_threads=1, mode=calibrator.CalibrationMode.CALIBRATION_PRESERVE_ALL_TENSORS,
+            qsv_update_func=qsv_utils.min_max_update,
+        )  # fmt: skip
+        tool.calibrate(data, recipe)
+    return tool.get_model_qsvs()
 
 
 def _signature(model: bytes, data: Sequence[tuple[Array, ...]]) -> dict[str, list[dict[str, Array]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
@@ -87,3 +88,42 @@ def table(rows: Sequence[Row], base: Mapping[str, float], why_not: Mapping[str, 
         cells = [row.file, row.stage, row.backend, f"{row.size / 1000:.1f}", *values, *gone, off, took, verdict]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+WIDTH = 100  # columns of a terminal
+LONGEST = 20  # of a file's name in it
+
+
+def terminal(rows: Sequence[Row], base: Mapping[str, float], why_not: Mapping[str, str]) -> list[str]:
+    """The table for people: columns under each other within WIDTH, what was refused and what did not run below it."""
+    names = list(base)
+    head = ["variant", "stage", "runtime", "kB", *(part for name in names for part in (name, "lost")), "us", "verdict"]
+    cells = [head]
+    for row in rows:
+        lost = losses(row, base)
+        each = [
+            part
+            for name in names
+            for part in ((f"{row.metrics[name]:.4f}", f"{lost[name] * 100:+.2f}") if row.metrics else ("-", "-"))
+        ]
+        said = "REFUSED" if row.file in why_not else "ok" if row.metrics else "not run"
+        took = f"{row.latency_us:.0f}" if row.latency_us else "-"
+        cells.append([_short(row.file), row.stage, row.backend, f"{row.size / 1000:.1f}", *each, took, said])
+    wide = [max(len(line[at]) for line in cells) for at in range(len(head))]
+    text = {0, 1, 2, len(head) - 1}
+    lines = [
+        "  ".join(cell.ljust(wide[at]) if at in text else cell.rjust(wide[at]) for at, cell in enumerate(line)).rstrip()
+        for line in cells
+    ]
+    lines.insert(1, "  ".join("-" * each for each in wide))
+    notes = [f"REFUSED {file}: {why}" for file, why in why_not.items()]
+    notes += [f"not run: {row.file} on {row.backend}: {row.fault}" for row in rows if not row.metrics]
+    if names:
+        lines.append("lost: points below the base; us: one input, one thread")
+    return lines + [
+        part for note in notes for part in textwrap.wrap(note, WIDTH, subsequent_indent="    ", break_on_hyphens=False)
+    ]
+
+
+def _short(file: str) -> str:
+    return file if len(file) <= LONGEST else f"{file[: LONGEST // 2 - 1]}~{file[-(LONGEST // 2) :]}"

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 from torch import nn
 
 from gateway.errors import ModelError
@@ -24,6 +25,7 @@ from sdk.optimise import (
     ir_int8,
     onnx_int8,
     parity,
+    plots,
     prune,
     tflite_int8,
     to_onnx,
@@ -121,6 +123,38 @@ def test_the_whole_flow_twice_gives_the_same_bytes(net: nn.Module, tmp_path: Pat
     assert pruned <= 60_000 < base
 
 
+def test_a_change_redoes_its_step_and_those_after_it_only(net: nn.Module, tmp_path: Path) -> None:
+    x, _ = data(40, seed=4)
+    slim = [f"export {form}" for form in ("onnx", "tflite", "ir")]
+    small = [f"int8 {form}" for form in ("onnx", "tflite", "openvino")]
+    both = ["compare pruned", "compare int8"]
+    changes: dict[str, tuple[dict[str, Any], dict[str, Any], int, list[str]]] = {
+        "nothing": ({}, {}, 0, []),
+        "what fine-tuning depends on": ({}, {"depends": "2"}, 0, ["prune and fine-tune"]),  # to the same weights
+        "calibration": ({"calibration": x}, {}, 0, [*small, "compare int8"]),
+        "budget": ({}, {"budget": Budget(40_000)}, 0, ["prune and fine-tune", *slim, *small, *both]),
+        "metric": ({"depends": "another"}, {}, 0, ["compare base", *both]),
+        "seed": ({}, {}, 1, [*slim, "prune and fine-tune", *slim, *small, "compare base", *both]),
+    }
+    for what, (of_task, of_training, seed, redone) in ({"first": changes["seed"]} | changes).items():
+        heard: list[tuple[str, bool]] = []
+        steps = Steps(tmp_path, seed=0 if what == "first" else seed, tell=lambda *told, heard=heard: heard.append(told))
+        from_torch(_copy(net), task(**{"depends": "1", **of_task}), training(**of_training), steps)
+        assert [step for step, kept in heard if not kept and step != "time"] == redone, what
+
+
+def test_the_picture_of_a_report_has_what_there_is() -> None:
+    way = plots.Way(stage="base", file="a.onnx", backend="onnx", where="onnx", size=10, p50_us={1: 300.0}, pss={1: 1})
+    rated = replace(way, stage="int8", file="b.onnx", metrics={"f1": 0.9}, p50_us={1: 1.0, 2: 2.0}, chosen=2)
+    heights = []
+    for ways in ([way], [way, rated, replace(rated, backend="litert")], [replace(way, p50_us={}, pss={})]):
+        picture = plots.overview("press", ways, "f1")
+        assert picture.startswith(b"\x89PNG") and len(picture) > 5_000
+        assert picture == plots.overview("press", ways, "f1")
+        heights.append(int.from_bytes(picture[20:24], "big"))
+    assert heights[1] > heights[0] and heights[1] > heights[2]
+
+
 def test_a_variant_that_lost_too_much_is_refused(net: nn.Module, tmp_path: Path) -> None:
     spoilt = training(fine_tune=lambda module: module.head.weight.data.zero_(), depends="2")
     outcome = from_torch(_copy(net), task(), spoilt, Steps(tmp_path))
@@ -149,6 +183,18 @@ def test_every_quantiser_answers_nearly_as_the_original(net: nn.Module) -> None:
     for one in found:
         assert one.worst is not None
         assert one.worst < (1e-4 if one.built.variant.precision == "fp32" else 0.2), str(one)
+
+
+def test_what_few_calls_reach_is_within_the_range(net: nn.Module) -> None:
+    """Two quiet inputs, then a loud one, then many quiet ones: an average of their ranges would cut the loud one."""
+    x, _ = data(40, seed=3)
+    quiet, loud = [each * np.float32(0.1) for each in x], x[0] * np.float32(3)
+    onnx, tflite = to_onnx(net, EXAMPLE), to_tflite(net, EXAMPLE)
+    seen = [*quiet[:2], loud, *quiet[2:]]
+    [_, *made] = parity(
+        [Built.onnx(onnx, "fp32"), Built.tflite(tflite_int8(tflite, seen), "int8")], [loud]
+    )  # fmt: skip
+    assert [one.worst for one in made if one.backend == "litert" and one.worst is not None and one.worst < 0.1]
 
 
 @pytest.mark.parametrize("budget", [Budget(60_000), Budget(9_000, "bytes")])

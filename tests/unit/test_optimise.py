@@ -15,11 +15,11 @@ from gateway.infer.bundle import Bundle
 from models.machine_state import package
 from sdk.optimise import Budget, Built, Steps, Task, cache, latency_us, parity, read_tflite, runner
 from sdk.optimise.budget import search
-from sdk.optimise.figures import Figure, Figures
+from sdk.optimise.figures import Figure, Figures, nearest
 from sdk.optimise.figures import read as read_figures
-from sdk.optimise.flow import Outcome
+from sdk.optimise.flow import Outcome, judged
 from sdk.optimise.pareto import front
-from sdk.optimise.verdict import Lost, Row, refused, table
+from sdk.optimise.verdict import Lost, Row, refused, table, terminal
 from tests.unit import bundles
 
 # --- the cache ----------------------------------------------------------------------------------------------------
@@ -151,9 +151,28 @@ def test_a_refused_variant_ends_the_build_with_the_table_unless_it_is_optional()
     assert outcome.shipped("int8") == []
     with pytest.raises(Lost, match=r"press.*model-int8\.onnx may not be shipped") as raised:
         outcome.insist(task, "int8")
-    assert "| 0.5000 | +45.00 |" in raised.value.what and "REFUSED" in raised.value.what
+    assert "0.5000  +45.00" in raised.value.what
+    assert "REFUSED model-int8.onnx: onnx: loses 45.00 points of f1, 1 are allowed" in raised.value.what
     outcome.insist(replace(task, optional=["model-int8.onnx"]), "int8")
     assert len(table(rows, base, {})) == 3
+
+
+def test_the_table_fits_a_terminal_of_100_columns_and_says_why() -> None:
+    base = {"f1": 0.9512, "auroc": 0.9711}
+    rows = [
+        Row(
+            stage=stage, file=f"{stage}-{'very-' * 9}long-name.onnx", precision="fp32", backend="openvino", size=12_345_678,
+            worst=0.1, metrics=metrics, latency_us=123456.7, fault=fault,
+        )
+        for stage, metrics, fault in (("base", base, ""), ("pruned", {"f1": 0.5, "auroc": 0.5}, ""), ("int8", {}, "no " * 60))
+    ]  # fmt: skip
+    lines = terminal(rows, base, refused(rows, base, {"f1": 0.01}))
+    assert max(map(len, lines)) <= 100
+    head, _, first, second, third, *notes = lines
+    assert head.split() == ["variant", "stage", "runtime", "kB", "f1", "lost", "auroc", "lost", "us", "verdict"]
+    assert first.endswith("ok") and second.endswith("REFUSED") and third.endswith("REFUSED")
+    said = " ".join(" ".join(notes).split())
+    assert "openvino: loses 45.12 points of f1, 1 are allowed" in said and "not run: int8-very-" in said
 
 
 # --- fronts, figures ----------------------------------------------------------------------------------------------
@@ -176,6 +195,40 @@ def test_figures_survive_the_file_and_their_absence_is_told(tmp_path: Path) -> N
     assert read_figures(tmp_path) == figures
     with pytest.raises(ModelError, match=r"no figures.*models\.evaluate"):
         read_figures(tmp_path / "none")
+
+
+def test_figures_of_another_bundle_are_stale(tmp_path: Path) -> None:
+    for digest in ("a", "b"):
+        Figures(model="m", bundle=digest, bundle_bytes=3, headline=(), figures=()).write(tmp_path / digest)
+    folders = [tmp_path / name for name in ("none", "a", "b")]
+    good, stale = nearest(folders, "b")
+    assert good and good.bundle == "b" and stale is None
+    good, stale = nearest(folders, "c")
+    assert good is None and stale and stale.bundle == "a"
+    assert nearest(folders[:1], "a") == (None, None)
+
+
+def test_comparisons_are_kept_when_the_task_says_what_its_metric_depends_on(tmp_path: Path) -> None:
+    asked: list[str] = []
+    heard: list[tuple[str, bool]] = []
+
+    def metric(run: Runner) -> dict[str, float]:
+        asked.append(run.description)
+        return {"f1": 0.9}
+
+    x = [np.full((1, bundles.LENGTH), value, np.float32) for value in (0.5, 1.0)]
+    stages = {"base": [Built.onnx(bundles.onnx_model(), "fp32")]}
+    steps = Steps(tmp_path, tell=lambda step, kept: heard.append((step, kept)))
+    for depends, often in (("", 2), ("", 4), ("data 1", 6), ("data 1", 6), ("data 2", 8)):
+        task = Task(name="m", calibration=x, check=x, metric=metric, allowed={}, depends=depends)
+        outcome = judged(stages, task, steps)
+        assert len(asked) == often
+        assert [(row.backend, row.metrics) for row in outcome.rows] == [
+            ("onnx", {"f1": 0.9}),
+            ("openvino", {"f1": 0.9}),
+        ]
+        assert all(row.latency_us > 0 for row in outcome.rows) and outcome.base == {"f1": 0.9}
+    assert [kept for step, kept in heard if step == "compare base"] == [False, False, False, True, False]
 
 
 # --- variants and parity, on the runtimes of the development environment --------------------------------------------
