@@ -72,6 +72,19 @@ def test_a_failure_is_recovered_from_and_the_rest_runs(tmp_path: Path) -> None:
     assert scene.recovered == 2
 
 
+def test_somebody_is_told_what_begins(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    told: list[str] = []
+
+    async def collect() -> None:
+        bench = cast(Bench, SimpleNamespace(target=Scene(tmp_path / "log")))
+        async for one in run(bench, [works, cannot], told.append):
+            assert told[-1] == one.name
+
+    asyncio.run(collect())
+    assert told == ["works", "cannot"]
+
+
 def test_what_does_not_come_back_is_not_asked_further(tmp_path: Path) -> None:
     found = outcomes_of(Scene(tmp_path / "log", comes_back=False), fails, works)
     assert [one.word for one in found] == [Word.FAILED, Word.NOT_RUN]
