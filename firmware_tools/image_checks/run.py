@@ -99,7 +99,7 @@ async def run(bench: Bench, checks: Sequence[Check], begun: Callable[[str], None
         yield outcome
         if outcome.word is Word.FAILED:
             try:
-                await bench.target.recover()
+                await bench.recover()
             except (OctogateError, OSError, TimeoutError):
                 lost = name
 

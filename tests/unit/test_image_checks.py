@@ -57,7 +57,7 @@ async def confused(bench: Bench) -> str:
 
 def outcomes_of(scene: Scene, *checks: Any) -> list[Outcome]:
     async def collect() -> list[Outcome]:
-        return [one async for one in run(cast(Bench, SimpleNamespace(target=scene)), checks)]
+        return [one async for one in run(cast(Bench, SimpleNamespace(target=scene, recover=scene.recover)), checks)]
 
     return asyncio.run(collect())
 
@@ -77,7 +77,8 @@ def test_somebody_is_told_what_begins(tmp_path: Path) -> None:
     told: list[str] = []
 
     async def collect() -> None:
-        bench = cast(Bench, SimpleNamespace(target=Scene(tmp_path / "log")))
+        scene = Scene(tmp_path / "log")
+        bench = cast(Bench, SimpleNamespace(target=scene, recover=scene.recover))
         async for one in run(bench, [works, cannot], told.append):
             assert told[-1] == one.name
 
