@@ -25,6 +25,7 @@ from gateway.errors import OctogateError
 
 # What a build runs -> the Debian package that has it.
 PROGRAMS = {
+    "arch-test": "arch-test",  # mmdebstrap asks it whether arm64 programs run
     "bmaptool": "bmap-tools",
     "depmod": "kmod",
     "dpkg-deb": "dpkg",
@@ -65,8 +66,10 @@ def build(
         BuildError: a program is missing or failed, or this user is not root.
         ConfigError: there is no such board.
     """
-    recipe = plan(name, suite, output)
+    boards.load(name)  # a name that is wrong is said before anything is made
     require_host()
+    signing.update_keys()
+    recipe = plan(name, suite, output)
     console = console or Console(stderr=True, highlight=False)
     started = time.monotonic()
     runner = Runner(cache_folder(), console, frozenset({"debian", "kernel", "compiler"} if refresh else ()))
@@ -78,10 +81,10 @@ def build(
 
 
 def plan(name: str, suite: str, output: Path | None) -> Recipe:
-    """What would be built. Makes the keys for updates when they are not there yet."""
+    """What would be built; nothing is written for it."""
     board = boards.load(name)
     folder = output or REPOSITORY / "build/image" / name
-    return Recipe(Choice(board, suite, source_date_epoch(), folder, signing.update_keys()), cache_folder())
+    return Recipe(Choice(board, suite, source_date_epoch(), folder, signing.places()), cache_folder())
 
 
 def source_date_epoch() -> int:

@@ -132,14 +132,19 @@ async def _test(args: argparse.Namespace) -> int:
     cuts = args.cuts or (LONG_CUTS if args.long else CUTS)
     screen, outcomes = Screen(), list[Outcome]()
     started = time.monotonic()
+
+    def say(what: str) -> None:  # line by line, so that it is read in a CI's log, too
+        screen.print(f"{time.monotonic() - started:6.0f} s  {what}", markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{args.host or 'the image boots'}; {len(checks)} checks, seed {seed}, {folder / 'console.log'}")
     with tempfile.TemporaryDirectory(prefix=".work-", dir=folder) as work:
         async with (
             _target(args, folder, Path(work), seed) as target,
             laid(target, Path(work), _bundle(args), cuts, seed) as bench,
         ):
-            async for one in run(bench, checks):
+            async for one in run(bench, checks, lambda name: say(f"        {name} ...")):
                 outcomes.append(one)
-                screen.print(f"{time.monotonic() - started:6.0f} s  {one.word:8}{one.name}: {one.detail}", markup=False)
+                say(f"{one.word:8}{one.name}: {one.detail}")
             figures = {**bench.figures, "seed of the random moments": str(seed)}
     screen.print(report.table(outcomes))
     for name, value in figures.items():

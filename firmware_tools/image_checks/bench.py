@@ -124,6 +124,11 @@ class Bench:
         except TimeoutError:
             raise FailedError(f"not healthy within {limit_s:g} s: {await self.journal()}") from None
 
+    async def recover(self) -> None:
+        """From whatever a failed check has left to a gateway that runs, by force if it must be."""
+        await self.target.recover()
+        await self.healthy()
+
     async def journal(self) -> str:
         """What systemd waits for or has given up, and the newest lines of the gateway and what it stands on."""
         units = "-u octogate -u octogate-health -u octogate-first-boot -u octogate-apply"

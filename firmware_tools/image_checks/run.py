@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import inspect
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,19 +78,28 @@ def named(names: Sequence[str], checks: Sequence[Check]) -> list[Check]:
     return [check for name, check in known.items() if not names or name in names]
 
 
-async def run(bench: Bench, checks: Sequence[Check]) -> AsyncIterator[Outcome]:
-    """One after the other. After a failed one the target is brought back by force; if it cannot, the rest is not run."""
+def nobody(name: str) -> None:
+    """Nobody is told."""
+
+
+async def run(bench: Bench, checks: Sequence[Check], begun: Callable[[str], None] = nobody) -> AsyncIterator[Outcome]:
+    """One after the other. After a failed one the target is brought back by force; if it cannot, the rest is not run.
+
+    Args:
+        begun: is told the name of each check that begins.
+    """
     lost = ""
     for check in checks:
         name, what = check.__name__.replace("_", "-"), title(check)
         if lost:
             yield Outcome(name, what, Word.NOT_RUN, f"the gateway did not come back after {lost}", 0.0)
             continue
+        begun(name)
         outcome = await _run_one(bench, check, name, what)
         yield outcome
         if outcome.word is Word.FAILED:
             try:
-                await bench.target.recover()
+                await bench.recover()
             except (OctogateError, OSError, TimeoutError):
                 lost = name
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import shutil
 import tempfile
 from collections.abc import AsyncIterator
@@ -132,7 +133,7 @@ async def _strangers_bundle(folder: Path, compatible: str) -> Path:
     """A good bundle for this board, but for its signature."""
     content, key, certificate = folder / "content", folder / "key.pem", folder / "certificate.pem"
     content.mkdir()
-    (content / "rootfs.ext4").write_bytes(bytes(1 << 20))
+    (content / "rootfs.ext4").write_bytes(secrets.token_bytes(1 << 20))  # RAUC wants more than 4 KiB, compressed
     (content / "manifest.raucm").write_text(
         f"[update]\ncompatible={compatible}\nversion=0\n[bundle]\nformat=verity\n[image.rootfs]\nfilename=rootfs.ext4\n"
     )

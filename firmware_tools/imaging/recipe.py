@@ -89,7 +89,7 @@ class Recipe:
         repository = tree.REPOSITORY
         code = digest_files(tree.tracked(repository / "gateway"), repository)
         models = digest_files(repository.glob("models/*/*.octo"), repository)
-        trust = choice.keys.ca.read_text()
+        trust = choice.keys.ca.read_text() if choice.keys.ca.exists() else ""  # made by the first build
         everything = digest(self.base.key, overlays, code, models, trust, own, choice.epoch, _settings(board))
         self.version = f"{gateway.__version__}-{everything[:12]}"
         output, image = choice.output, choice.image

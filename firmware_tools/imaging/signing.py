@@ -35,10 +35,16 @@ def config_folder() -> Path:
     return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "octogate"
 
 
+def places(folder: Path | None = None) -> UpdateKeys:
+    """Where the developer's keys are, or will be."""
+    folder = folder or config_folder() / "update"
+    return UpdateKeys(folder / "ca.pem", folder / "signer.pem", folder / "signer.key")
+
+
 def update_keys(folder: Path | None = None) -> UpdateKeys:
     """The developer's keys, made if they are not there yet; whole or not at all."""
-    folder = folder or config_folder() / "update"
-    keys = UpdateKeys(folder / "ca.pem", folder / "signer.pem", folder / "signer.key")
+    keys = places(folder)
+    folder = keys.key.parent
     if not keys.key.exists():
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         ca_key, signer_key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())

@@ -23,6 +23,8 @@ REMOVED = (
     *("usr/lib/binfmt.d/*",),
     *("usr/lib/systemd/boot", "usr/lib/systemd/catalog", "etc/systemd/system/*.wants", "etc/systemd/system/dbus-*"),
 )
+# Units that Debian's systemd starts whatever the presets say, and that have nothing to do here.
+MASKED = ("systemd-binfmt.service", "proc-sys-fs-binfmt_misc.automount", "proc-sys-fs-binfmt_misc.mount")
 FILLED_IN = ("etc/rauc/system.conf",)
 PYTHON_COMPILE: tuple[str, ...] = ("-B", "-m", "compileall", "-q", "-f", "--invalidation-mode", "unchecked-hash")
 
@@ -98,6 +100,7 @@ def finish(root: Path, board: Board, python: str, compiler: Path, initrd: bytes,
     identify(root, board, version)
     host.run("systemd-sysusers", f"--root={root}", env={"SOURCE_DATE_EPOCH": "0"})
     host.run("systemctl", f"--root={root}", "preset-all")
+    host.run("systemctl", f"--root={root}", "mask", *MASKED)
     remove(root, ("etc/*-", "etc/.pwd.lock", "etc/.updated", "var/.updated"))
 
 
@@ -129,6 +132,7 @@ def identify(root: Path, board: Board, version: str) -> None:
     release = root / "usr/lib/os-release"
     kept = [line for line in release.read_text().splitlines() if not line.startswith("IMAGE_")]
     release.write_text("\n".join([*kept, f"IMAGE_ID=octogate-{board.name}", f"IMAGE_VERSION={version}"]) + "\n")
+    (root / "usr/lib/clock-epoch").write_text("")  # systemd lets no clock be behind its time, which is the image's
     (root / "etc/machine-id").write_text("")
     (root / "etc/hostname").write_text("octogate\n")
     (root / "etc/hosts").write_text("127.0.0.1 localhost octogate\n::1 localhost octogate\n")

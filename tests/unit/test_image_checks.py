@@ -57,7 +57,7 @@ async def confused(bench: Bench) -> str:
 
 def outcomes_of(scene: Scene, *checks: Any) -> list[Outcome]:
     async def collect() -> list[Outcome]:
-        return [one async for one in run(cast(Bench, SimpleNamespace(target=scene)), checks)]
+        return [one async for one in run(cast(Bench, SimpleNamespace(target=scene, recover=scene.recover)), checks)]
 
     return asyncio.run(collect())
 
@@ -70,6 +70,20 @@ def test_a_failure_is_recovered_from_and_the_rest_runs(tmp_path: Path) -> None:
     assert [one.detail for one in found] == ["3 readings are missing", "no plug to pull", "KeyError('streams')", "fine"]
     assert (found[3].what, found[3].console, found[0].console) == ("It works", "new", "")
     assert scene.recovered == 2
+
+
+def test_somebody_is_told_what_begins(tmp_path: Path) -> None:
+    (tmp_path / "log").touch()
+    told: list[str] = []
+
+    async def collect() -> None:
+        scene = Scene(tmp_path / "log")
+        bench = cast(Bench, SimpleNamespace(target=scene, recover=scene.recover))
+        async for one in run(bench, [works, cannot], told.append):
+            assert told[-1] == one.name
+
+    asyncio.run(collect())
+    assert told == ["works", "cannot"]
 
 
 def test_what_does_not_come_back_is_not_asked_further(tmp_path: Path) -> None:

@@ -248,6 +248,14 @@ def test_the_keys_for_updates_are_made_once(tmp_path: Path) -> None:
     assert not signer.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
 
 
+def test_classes_of_devices_that_are_plugged_in_later_have_their_driver_at_boot() -> None:
+    system = ROOT / "firmware_tools/rootfs/all/usr/lib"
+    service = (system / "systemd/system/octogate.service").read_text()
+    loaded = kernel.parse_patterns((system / "modules-load.d/octogate.conf").read_text())
+    for name, module in (("char-ttyUSB", "usbserial"), ("char-ttyACM", "cdc-acm"), ("char-video4linux", "videodev")):
+        assert f"DeviceAllow={name} rw\n" in service and module in loaded
+
+
 def test_data_ranges_of_a_file_without_holes() -> None:
     with open("/proc/self/exe", "rb") as file:
         ranges = list(disk.data_ranges(file))

@@ -108,6 +108,7 @@ def test_dry_run_lists_the_stages(
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines][:4] == ["debian", "kernel", "wheels", "compiler"]
     assert all("to do" in line for line in lines)
+    assert not list(tmp_path.iterdir())  # no keys either
     assert image.main(["--board", "toaster", "--dry-run"]) == 1
     assert "there are: qemu" in capsys.readouterr().err
 

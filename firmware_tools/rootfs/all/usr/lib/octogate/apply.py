@@ -24,7 +24,7 @@ MAX_FILE = 1 << 20
 
 def main() -> int:
     """0 when everything there could be used."""
-    faults = [fault for step in (host_name, network, time_zone, firewall, ssh) if (fault := tried(step))]
+    faults = [fault for step in (host_name, network, names, time_zone, firewall, ssh) if (fault := tried(step))]
     for fault in faults:
         print(f"octogate: {fault}", file=sys.stderr)
     return 1 if faults else 0
@@ -61,6 +61,11 @@ def network() -> None:
         wifi.mkdir(mode=0o700, exist_ok=True)
         shutil.copyfile(path, wifi / path.name)
         systemctl("start", "--no-block", f"octogate-wifi@{port}.service")
+
+
+def names() -> None:
+    """DNS. As Debian enables it, everything else waits for it at boot: tens of seconds on a slow processor."""
+    systemctl("start", "--no-block", "systemd-resolved.service")
 
 
 def time_zone() -> None:
