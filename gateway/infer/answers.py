@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,7 +56,7 @@ class Answers:
     """What the post steps of one model make of its outputs.
 
     Attributes:
-        finder: of a detector, what gives boxes in fractions of the model's input; tiles need it.
+        finder: of a detector, what gives boxes in fractions of the model's input; several looks at a picture need it.
 
     Raises:
         ModelError: the declared steps do not fit the input, the labels or each other.
@@ -66,6 +66,7 @@ class Answers:
         self._manifest = manifest
         self.finder: Finder | None = None
         self._limits = (0.5, 100)  # of merging: iou, detections
+        self._one_name = 1.0
         self.answer = self._compile()
 
     def found(self, outputs: Outputs, place: Place) -> Found:
@@ -75,13 +76,18 @@ class Answers:
         x0, y0, x1, y1 = place.region
         at = (found.boxes - np.array([place.x, place.y] * 2)) / np.array([place.width, place.height] * 2)
         at = at * np.array([x1 - x0, y1 - y0] * 2) + np.array([x0, y0] * 2)
-        return Found(np.clip(at, 0, 1), found.scores, found.classes)
+        # what lies on the padding is not on the picture; NaN stays, to be told
+        inside = ~((at[:, 2:] <= 0) | (at[:, :2] >= 1)).any(axis=1)
+        return boxes.take(Found(np.clip(at, 0, 1), found.scores, found.classes), inside)
 
-    def merged(self, looks: Sequence[tuple[Found, Array]]) -> Result:
-        """What was found on the tiles of one picture (each with its cut off ones) as one result."""
-        every = Found(*(np.concatenate(parts) for parts in zip(*(found for found, _ in looks), strict=True)))
+    def merged(self, looks: Mapping[Region, Sequence[Found]], within: Region) -> Result:
+        """What was found on the tiles of what lies `within`, each looked at once or at several sizes, as one result."""
         iou, limit = self._limits
-        return self._named(boxes.merge(every, np.concatenate([cut for _, cut in looks]), iou, limit))
+        tiles = [(tile, boxes.join(found, iou, limit)) for tile, found in looks.items()]
+        if len(tiles) == 1:
+            return self._named(tiles[0][1])
+        cut = np.concatenate([boxes.cut_off(found.boxes, tile, within) for tile, found in tiles])
+        return self._named(boxes.merge(boxes.together([found for _, found in tiles]), cut, iou, limit))
 
     def _bad(self, what: str) -> ModelError:
         return ModelError(f"model '{self._manifest.name}': {what}", hint="mend the manifest and pack it again")
@@ -117,6 +123,7 @@ class Answers:
                 return self._anomaly(step)
             case Ssd() | Gfl() | Yolo():
                 self.finder, self._limits = self._finder(step), (step.iou, step.max_detections)
+                self._one_name = step.one_name
                 return lambda outputs, place: self._named(self.found(outputs, place))
             case Softmax():
                 raise self._bad("'softmax' is no answer")
@@ -281,6 +288,8 @@ class Answers:
 
     def _named(self, found: Found) -> Result:
         labels = self._manifest.labels
+        if self._one_name < 1:
+            found = boxes.best_names(found, self._one_name)
         corners = found.boxes.tolist()
         self._check_finite({str(i): sum(corner) for i, corner in enumerate(corners)})
         seen = tuple(

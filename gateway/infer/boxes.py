@@ -51,6 +51,22 @@ def suppress(boxes: Array, scores: Array, classes: Array, iou: float, limit: int
     return _greedy(np.argsort(-scores, kind="stable"), same, limit)
 
 
+def best_names(found: Found, overlap: float) -> Found:
+    """Without the boxes that overlap a better one of another class by more than this: one thing has one name."""
+    boxes, _, classes = found
+
+    def rivals(a: Array, b: Array) -> Array:
+        of_union, _ = overlaps(boxes[a], boxes[b])
+        return np.asarray((of_union > overlap) & (classes[a][:, None] != classes[b]))
+
+    return take(found, _greedy(np.arange(len(boxes)), rivals, len(boxes)))
+
+
+def take(found: Found, rows: Sequence[int] | Array) -> Found:
+    """Some of them, in this order."""
+    return Found(found.boxes[rows], found.scores[rows], found.classes[rows])
+
+
 def _greedy(order: Array, same: Callable[[Array, Array], Array], limit: int) -> list[int]:
     """Of indices in their order, those that are not the `same` as one before that stays; at most `limit`.
 
@@ -221,6 +237,17 @@ def cut_off(boxes: Array, tile: Region, within: Region) -> Array:
     if tile[3] < within[3]:
         cut |= boxes[:, 3] > tile[3] - y
     return cut
+
+
+def join(looks: Sequence[Found], iou: float, limit: int) -> Found:
+    """What several looks at one and the same part of a picture found, each object once; best first."""
+    every = together(looks)
+    return take(every, suppress(*every, iou, limit))
+
+
+def together(parts: Sequence[Found]) -> Found:
+    """All of them, one after the other."""
+    return Found(*(np.concatenate(each) for each in zip(*parts, strict=True)))
 
 
 def merge(found: Found, cut: Array, iou: float, limit: int) -> Found:

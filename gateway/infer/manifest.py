@@ -93,12 +93,17 @@ class Tiles(Part, frozen=True, kw_only=True, tag_field="step", tag="tiles"):
 
 
 class Fit(Part, frozen=True, kw_only=True, tag_field="step", tag="fit"):
-    """Picture to the input's width x height: `stretch` ignores the aspect ratio, `letterbox` pads with `fill`."""
+    """Picture to the input's width x height: `stretch` ignores the aspect ratio, `letterbox` pads with `fill`.
+
+    `again`, for detectors: what is looked at is looked at once more at each of these shares of the input, in its middle
+    and padded with `fill`. A network knows things at some sizes; what it misses at one it may find at another.
+    """
 
     mode: Literal["stretch", "letterbox"] = "stretch"
     align: Literal["centre", "start"] = "centre"  # of a letterboxed picture: `start` pads on the right and below only
     fill: Annotated[int, Meta(ge=0, le=255)] = 114
     interpolation: Literal["linear", "area"] = "linear"
+    again: Annotated[tuple[Annotated[float, Meta(ge=0.1, lt=1.0)], ...], Meta(max_length=4)] = ()
 
 
 class Normalise(Part, frozen=True, kw_only=True, tag_field="step", tag="normalise"):
@@ -200,6 +205,7 @@ class Ssd(Part, frozen=True, kw_only=True, tag_field="step", tag="ssd"):
     background: bool = True  # class 0 is "nothing"
     min_score: Share = 0.5
     iou: Share = 0.3  # of two boxes of one class that overlap by more, the weaker goes
+    one_name: Share = 1.0  # of two boxes of different classes that overlap by more, the weaker goes; 1 keeps both
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
@@ -215,6 +221,7 @@ class Gfl(Part, frozen=True, kw_only=True, tag_field="step", tag="gfl"):
     sigmoid: bool = False  # the scores are logits
     min_score: Share = 0.4
     iou: Share = 0.6
+    one_name: Share = 1.0  # as in Ssd
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 
@@ -230,6 +237,7 @@ class Yolo(Part, frozen=True, kw_only=True, tag_field="step", tag="yolo"):
     strides: Annotated[tuple[Positive, ...], Meta(max_length=16)] = ()
     min_score: Share = 0.4
     iou: Share = 0.5
+    one_name: Share = 1.0  # as in Ssd
     max_detections: Annotated[int, Meta(ge=1, le=1000)] = 100
 
 

@@ -146,6 +146,24 @@ def letterbox(
     return out, Placement(left / width, top / height, inner_width / width, inner_height / height)
 
 
+def middle(picture: Array, at: Placement, width: int, height: int, fill: int) -> tuple[Array, Placement]:
+    """What was fitted to a smaller input, in the middle of one of width x height; the rest is the grey `fill`.
+
+    Args:
+        at: where the picture lies on the smaller one.
+    """
+    rows, columns = picture.shape[:2]
+    left, top = (width - columns) // 2, (height - rows) // 2
+    out = np.full((height, width, 3), fill, np.uint8)
+    out[top : top + rows, left : left + columns] = picture
+    return out, Placement(
+        (left + at.x * columns) / width,
+        (top + at.y * rows) / height,
+        at.width * columns / width,
+        at.height * rows / height,
+    )
+
+
 def swap_colours(picture: Array) -> Array:
     """Blue, green, red to red, green, blue, or back."""
     return np.asarray(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))

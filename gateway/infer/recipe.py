@@ -45,11 +45,11 @@ Compute = Callable[[Sequence[Array]], Sequence[Array]]
 
 
 class _View(NamedTuple):
-    """One input made of a picture: of which region it is (by number), what it shows, in pixels."""
+    """One input made of a picture: of which region it is (by number), what it shows, in pixels, at which share."""
 
     part: int
     shows: Pixels
-    within: Pixels  # the region itself
+    share: float = 1.0  # of the input that it may fill
 
 
 def batch_of(manifest: Manifest, candidate: Candidate) -> int:
@@ -80,8 +80,12 @@ class Recipe:
         self._pre = [self._transform(step) for step in manifest.pre if not isinstance(step, _PICTURE_STEPS)]
         self._tiles = next((step for step in manifest.pre if isinstance(step, Tiles)), None)
         self._answers = Answers(manifest)
-        if self._tiles is not None and self._answers.finder is None:
-            raise self._bad("'tiles' is for detectors: only their answers can be merged")
+        fit = next((step for step in manifest.pre if isinstance(step, Fit)), None)
+        self._shares = (1.0, *fit.again) if fit is not None else (1.0,)
+        several = "tiles" if self._tiles is not None else "again" if len(self._shares) > 1 else ""
+        self._several = bool(several)
+        if several and self._answers.finder is None:
+            raise self._bad(f"'{several}' is for detectors: only their answers can be merged")
         self._readers: dict[str, _Reader] = {}
         last = manifest.post[-1]
         self._forms = FormReader(manifest.labels, last.accept) if isinstance(last, Ctc) else None
@@ -107,23 +111,23 @@ class Recipe:
         picture, parts, named = self._open(data, media)
         views = list(self._views(picture, parts))
         results: list[Result] = []
-        looks: list[list[tuple[Found, Array]]] = [[] for _ in parts]
+        looks: list[dict[Region, list[Found]]] = [{} for _ in parts]
         for start in range(0, len(views), batch):
             chunk = views[start : start + batch]
             made = [self._look(picture, view) for view in chunk]
             for view, prepared, outputs in zip(chunk, made, self._together(compute, made), strict=True):
-                if self._tiles is None:
+                if not self._several:
                     results.append(self.finish(outputs, prepared.place))
                     continue
                 found = self._sound(partial(self._answers.found, outputs, prepared.place))
-                cut = boxes.cut_off(found.boxes, prepared.place.region, _fractions(picture, view.within))
-                looks[view.part].append((found, cut))
-        if self._tiles is not None:
-            results = [self._sound(partial(self._answers.merged, look)) for look in looks]
+                looks[view.part].setdefault(prepared.place.region, []).append(found)
+        if self._several:
+            within = [_fractions(picture, part) for part in parts]
+            results = [self._sound(partial(self._answers.merged, *each)) for each in zip(looks, within, strict=True)]
         return Result(parts=tuple(results)) if named else results[0]
 
     def prepare(self, data: Buffer, media: str) -> Prepared:
-        """Bytes of a source to the runtime's inputs, where one call is enough for them.
+        """Bytes of a source to the runtime's inputs, where one call is enough for them; of `again` the first look.
 
         Args:
             media: `image/jpeg` or `image/png`, perhaps with a region (gateway.infer.media), or
@@ -134,7 +138,7 @@ class Recipe:
         """
         if isinstance(self._manifest.input, Picture):
             picture, parts, _ = self._open(data, media)
-            views = list(self._views(picture, parts))
+            views = [view for view in self._views(picture, parts) if view.share == 1]
             if len(views) != 1:
                 raise ModelError(f"model '{self._manifest.name}': {len(views)} inputs of one picture", hint="use run")
             return self._look(picture, views[0])
@@ -276,9 +280,10 @@ class Recipe:
                 tile = (step.size, max(1, round(step.size * spec.height / spec.width)))
                 grid = boxes.tiles(x1 - x0, y1 - y0, tile, step.overlap, step.max_tiles)
                 if len(grid) > 1 and step.whole:
-                    yield _View(number, part, part)
+                    grid.insert(0, (0, 0, x1 - x0, y1 - y0))
             for left, top, right, bottom in grid:
-                yield _View(number, (x0 + left, y0 + top, x0 + right, y0 + bottom), part)
+                for share in self._shares:
+                    yield _View(number, (x0 + left, y0 + top, x0 + right, y0 + bottom), share)
 
     def _look(self, picture: Array, view: _View) -> Prepared:
         from gateway.infer import pictures
@@ -287,10 +292,13 @@ class Recipe:
         fit = next(step for step in self._manifest.pre if isinstance(step, Fit))
         assert isinstance(spec, Picture)  # the callers have looked
         at = pictures.WHOLE
+        width, height = (max(1, round(side * view.share)) for side in (spec.width, spec.height))
         if fit.mode == "letterbox":
-            x, at = pictures.letterbox(x, spec.width, spec.height, fit.fill, fit.interpolation, fit.align)
+            x, at = pictures.letterbox(x, width, height, fit.fill, fit.interpolation, fit.align)
         else:
-            x = pictures.stretch(x, spec.width, spec.height, fit.interpolation)
+            x = pictures.stretch(x, width, height, fit.interpolation)
+        if view.share < 1:
+            x, at = pictures.middle(x, at, spec.width, spec.height, fit.fill)
         # colours last: on the small picture, not on the camera's
         x = self._transformed(pictures.swap_colours(x) if spec.colour == "rgb" else x)
         return Prepared((x,), Place(*at, _fractions(picture, view.shows), (x,)))
@@ -307,7 +315,7 @@ class Recipe:
             raise ModelError(f"model '{self._manifest.name}' takes pictures, not {kind[:60]}")
 
         def recognise(cells: Sequence[Array]) -> list[Array]:
-            views = [(cell, _View(0, (0, 0, cell.shape[1], cell.shape[0]), (0, 0, 1, 1))) for cell in cells]
+            views = [(cell, _View(0, (0, 0, cell.shape[1], cell.shape[0]))) for cell in cells]
             tables = []
             for start in range(0, len(views), batch):
                 made = [self._look(cell, view) for cell, view in views[start : start + batch]]

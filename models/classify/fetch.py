@@ -9,7 +9,9 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import cv2
 import msgspec
+import numpy as np
 
 from gateway.errors import ModelError
 from gateway.infer.manifest import Manifest
@@ -20,6 +22,7 @@ from models.classify import truth
 from models.detect import data
 from models.detect.fetch import LICENCE
 from sdk.demo_data import write_pictures
+from sdk.optimise.finetune import Prepare
 from sdk.optimise.variants import Built
 from sdk.registry import Member, Package, RegistryError, Say, fetch
 
@@ -110,6 +113,17 @@ def known(say: Say = print) -> dict[str, tuple[tuple[bytes, str], tuple[str, ...
 def top(model: kit.Loaded, pictures: dict[str, tuple[tuple[bytes, str], tuple[str, ...]]]) -> dict[str, str]:
     """Name -> the label the model gives."""
     return {name: model.answer(*encoded).label for name, (encoded, _) in pictures.items()}
+
+
+def preparing() -> Prepare:
+    """For `fine_tune`: a picture, RGB, to the network's input by the bundle's own steps, since that is what the gateway does."""
+    recipe = Recipe(kit.manifest({**kit.read_spec(FOLDER / "model.toml"), "labels": ["any"]}))
+
+    def prepare(picture: Array) -> Array:
+        encoded = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+        return np.array(recipe.prepare(encoded, "image/png").inputs[0][0])
+
+    return prepare
 
 
 def ranges(manifest: Manifest) -> list[Array]:

@@ -72,10 +72,15 @@ class EfficientNetLite0(nn.Module):  # type: ignore[misc]
         self._bn1 = _norm(FEATURES)
         self._fc = nn.Linear(FEATURES, classes)
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def places(self, x: torch.Tensor) -> torch.Tensor:
+        """[n, 320, 7, 7]: what the last block says of each place."""
         x = functional.relu6(self._bn0(self._conv_stem(_padded(x, self._conv_stem))))
         for block in self._blocks:
             x = block(x)
+        return x
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.places(x)
         x = functional.relu6(self._bn1(self._conv_head(x)))
         return x.mean((2, 3))
 
@@ -93,3 +98,14 @@ class Backbone(nn.Module):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network.features(x)
+
+
+class Places(nn.Module):  # type: ignore[misc]
+    """The network up to where it still knows where things are: [n, 3, 224, 224] to [n, 320, 7, 7]."""
+
+    def __init__(self, network: EfficientNetLite0) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.places(x)

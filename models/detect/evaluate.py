@@ -9,24 +9,20 @@ from pathlib import Path
 
 from gateway.errors import ModelError
 from gateway.infer.candidate import BACKENDS
+from gateway.infer.manifest import Tiles
 from models import kit, scoring
-from models.detect import data, fetch, measure
+from models.detect import bar, data, fetch, measure
 from models.scoring import Tally, Truth
 
-# The kinds the bar speaks of.
-KINDS = ("person", "cat", "car")
+# How each detector might look besides as its bundle says: what a `tiles` or `again` of your own would give.
+TILES = Tiles(size=640)
+WAYS: dict[str, bar.Changes] = {"as the bundle": {}, "again at .5": {"again": (0.5,)}, "tiles of 640": {"tiles": TILES}}
 
 
 def tally(model: kit.Loaded, pictures: measure.Encoded, truths: Mapping[str, Sequence[Truth]]) -> Tally:
-    """What the model says at its own threshold, .5."""
+    """What the model says at its own threshold."""
     found, _ = measure.guesses(model, pictures)
     return scoring.tally(found, scoring.vocabulary(truths, model.manifest.labels))
-
-
-def counted(model: kit.Loaded, truths: Mapping[str, Sequence[Truth]]) -> Counter[str]:
-    """How many of each kind there are to be found, in the model's words."""
-    known = scoring.vocabulary(truths, model.manifest.labels)
-    return Counter(truth.label for each in known.values() for truth in each if not truth.ignore)
 
 
 def spoken(pairs: Sequence[tuple[str, ...]]) -> str:
@@ -61,16 +57,17 @@ def size(bundle: Path) -> str:
     return f"{bundle.stat().st_size / 1e6:.1f} MB"
 
 
-def measured(bundle: Path, full: Path, command: str) -> list[str]:
+def measured(bundle: Path, full: Path, command: str, ways: Mapping[str, bar.Changes]) -> list[str]:
     """The lines of the card's figures: variants of the `full` bundle, kinds and misses of the first of `bundle`."""
     pictures, truths = data.labelled(data.load(list(data.pictures())))
+    test = {picture.name: pictures[picture.name] for picture in data.of("test")}
     model = kit.load(bundle, kit.trusted())
-    known = counted(model, truths)
+    known = bar.counted(scoring.vocabulary(truths, model.manifest.labels))
     said = tally(model, pictures, truths)
     missed = Counter(label for _, label in said.missed)
-    kinds = [[kind, str(known[kind]), str(known[kind] - missed[kind])] for kind in KINDS if known[kind]]
-    rest = sum(known.values()) - sum(known[kind] for kind in KINDS)
-    rest_missed = len(said.missed) - sum(missed[kind] for kind in KINDS)
+    kinds = [[kind, str(known[kind]), str(known[kind] - missed[kind])] for kind in bar.KINDS if known[kind]]
+    rest = sum(known.values()) - sum(known[kind] for kind in bar.KINDS)
+    rest_missed = len(said.missed) - sum(missed[kind] for kind in bar.KINDS)
     kinds.append(["all other kinds", str(rest), str(rest - rest_missed)])
     splits = Counter(picture.split for picture in data.pictures() if picture.truths)
     return [
@@ -79,7 +76,7 @@ def measured(bundle: Path, full: Path, command: str) -> list[str]:
         "",
         f"{len(pictures)} pictures labelled by hand, {sum(known.values())} objects of the model's kinds; {splits['test']} "
         f"pictures are the test split, which nothing was chosen by. mAP is at an overlap of .5; found and wrong are at the "
-        f"bundle's own threshold, on all of them.",
+        f"bundle's own threshold, {measure.threshold(model.manifest):g}, on all of them.",
         "",
         *kit.table(
             ["variant", "precision", "runtime", "mAP, test", "mAP, all", "found", "wrong class", "time"],
@@ -87,6 +84,15 @@ def measured(bundle: Path, full: Path, command: str) -> list[str]:
         ),
         "",
         *kit.table(["kind", "on the pictures", f"found by {model.variant.file}"], kinds),
+        "",
+        f"The bar, by {model.variant.file}: of every labelled person, cat and car, and of those that are not small (32 x 32 "
+        f"pixels of the model's input or more, by the label). All {len(pictures)} pictures:",
+        "",
+        *bar.table(model, ways, pictures, truths),
+        "",
+        f"The {len(test)} pictures of the test split alone:",
+        "",
+        *bar.table(model, {"as the bundle": {}}, test, truths),
         "",
         f"Missed: {spoken(said.missed)}.",
         "",
@@ -97,8 +103,11 @@ def measured(bundle: Path, full: Path, command: str) -> list[str]:
     ]
 
 
-def run(bundle: Path, full: Path, readme: Path, command: str) -> None:
+def run(bundle: Path, full: Path, readme: Path, command: str, ways: Mapping[str, bar.Changes]) -> None:
     """What both detectors' evaluation does.
+
+    Args:
+        ways: of looking at a picture, by name; see `bar.table`.
 
     Raises:
         ModelError: a bundle is not there, or does not run here.
@@ -111,7 +120,7 @@ def run(bundle: Path, full: Path, readme: Path, command: str) -> None:
     for path in (arguments.bundle, arguments.full):
         if not path.exists():
             raise ModelError(f"{path} is not there", hint=f"./inv models.build {full.stem}")
-    lines = measured(arguments.bundle, arguments.full, command)
+    lines = measured(arguments.bundle, arguments.full, command, ways)
     print("\n".join(lines))
     if not arguments.dry:
         kit.write_figures(readme, lines)
@@ -122,7 +131,7 @@ def run(bundle: Path, full: Path, readme: Path, command: str) -> None:
 
 
 def main() -> None:
-    run(fetch.BUNDLE, fetch.FULL, fetch.FOLDER / "README.md", "./inv models.evaluate detect")
+    run(fetch.BUNDLE, fetch.FULL, fetch.FOLDER / "README.md", "./inv models.evaluate detect", WAYS)
 
 
 if __name__ == "__main__":

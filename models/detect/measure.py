@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import msgspec
 
 from gateway.errors import ModelError
-from gateway.infer.manifest import Gfl, Manifest, Ssd, Tiles, Yolo
+from gateway.infer.manifest import Fit, Gfl, Manifest, Ssd, Tiles, Yolo
 from gateway.infer.recipe import Recipe
 from gateway.infer.steps import Array
 from models import kit, scoring
@@ -22,8 +21,14 @@ CURVE_FROM = 0.05  # the lowest score that counts for the average precision's cu
 Encoded = Mapping[str, tuple[bytes, str]]
 
 
-def adjusted(manifest: Manifest, *, min_score: float | None = None, tiles: Tiles | None = None) -> Manifest:
-    """The same model with another threshold, or looking at tiles of a picture."""
+def adjusted(
+    manifest: Manifest,
+    *,
+    min_score: float | None = None,
+    tiles: Tiles | None = None,
+    again: tuple[float, ...] | None = None,
+) -> Manifest:
+    """The same model with another threshold, looking at tiles of a picture, or again at other sizes."""
     post = manifest.post
     if min_score is not None:
         post = tuple(
@@ -31,7 +36,14 @@ def adjusted(manifest: Manifest, *, min_score: float | None = None, tiles: Tiles
             for step in post
         )
     pre = manifest.pre if tiles is None else (tiles, *manifest.pre)
+    if again is not None:
+        pre = tuple(msgspec.structs.replace(step, again=again) if isinstance(step, Fit) else step for step in pre)
     return msgspec.structs.replace(manifest, pre=pre, post=post)
+
+
+def threshold(manifest: Manifest) -> float:
+    """From which score on a detector says something."""
+    return next(step.min_score for step in manifest.post if isinstance(step, Ssd | Gfl | Yolo))
 
 
 def guesses(model: kit.Loaded, pictures: Encoded, **changes: object) -> tuple[dict[str, list[Guess]], float]:
@@ -94,9 +106,3 @@ def accepted(
 def opened(built: Built, manifest: Manifest) -> kit.Loaded:
     """A variant before it is in a bundle, loaded by its first runtime that takes it."""
     return kit.open_variant(msgspec.structs.replace(manifest, variants=(built.variant,)), built.members)
-
-
-def with_tiles(model: kit.Loaded, tiles: Tiles) -> kit.Loaded:
-    """The same model, looking at tiles of large pictures as well."""
-    manifest = adjusted(model.manifest, tiles=tiles)
-    return replace(model, manifest=manifest, recipe=Recipe(manifest))

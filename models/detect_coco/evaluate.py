@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from models.detect import evaluate
+from models.detect import bar, evaluate
 from models.detect_coco import fetch
+
+WAYS: dict[str, bar.Changes] = {
+    "as the bundle": {},
+    "once": {"again": ()},
+    "tiles of 640": {"tiles": evaluate.TILES},
+}
 
 
 def main() -> None:
-    evaluate.run(fetch.BUNDLE, fetch.BUNDLE, fetch.FOLDER / "README.md", "./inv models.evaluate detect_coco")
+    evaluate.run(fetch.BUNDLE, fetch.BUNDLE, fetch.FOLDER / "README.md", "./inv models.evaluate detect_coco", WAYS)
 
 
 if __name__ == "__main__":

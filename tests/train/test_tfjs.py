@@ -145,3 +145,37 @@ def test_concat_split_reshape_and_constants_stored_as_float16() -> None:
 def test_what_is_no_graph_model(data: bytes, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         tfjs.convert(data, b"", name="test")
+
+
+def test_an_enlarged_network_says_of_a_larger_picture_what_it_said_of_a_smaller() -> None:
+    """Convolutions and sizes only, as in NanoDet: constant pictures have constant answers, at more places."""
+    onnx = pytest.importorskip("onnx")
+    from onnx import TensorProto, helper, numpy_helper
+
+    from models.detect_coco.fetch import enlarged
+
+    weights = RNG.normal(0, 0.1, (2, 3, 32, 32)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["deep"], strides=[32, 32]),
+        helper.make_node("Resize", ["deep", "", "", "size"], ["wide"], mode="nearest"),
+        helper.make_node("Reshape", ["wide", "flat"], ["rows"]),
+        helper.make_node("Transpose", ["rows"], ["found"], perm=[0, 2, 1]),
+    ]
+    constants = {"w": weights, "size": np.array([1, 2, 26, 26]), "flat": np.array([1, 2, 676])}
+    graph = helper.make_graph(
+        nodes,
+        "small",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, [1, 3, 416, 416])],
+        [helper.make_tensor_value_info("found", TensorProto.FLOAT, [1, 676, 2])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    opset = [helper.make_opsetid("", 17)]
+    small = helper.make_model(graph, opset_imports=opset, ir_version=8).SerializeToString()
+    answers = []
+    for model, side in ((small, 416), (enlarged(small, 512), 512)):
+        session = onnxruntime.InferenceSession(model)
+        (found,) = session.run(None, {"input": np.full((1, 3, side, side), 0.5, np.float32)})
+        answers.append(found)
+    assert [each.shape for each in answers] == [(1, 676, 2), (1, 1024, 2)]
+    assert answers[1][0] == pytest.approx(np.broadcast_to(answers[0][0, 0], (1024, 2)), abs=1e-5)
+    assert onnx.load_from_string(enlarged(small, 512)).graph.output[0].type.tensor_type.shape.dim[1].dim_value == 1024
