@@ -89,7 +89,7 @@ class Splits(NamedTuple):
 
 
 def splits(recordings: list[Recording]) -> Splits:
-    validation = data.windows(data.select(recordings, "validation"), seed=0, plays=2)
+    validation = data.windows(data.select(recordings, "validation"), seed=0)
     return Splits(data.select(recordings, "train"), validation)
 
 
@@ -114,10 +114,6 @@ class Score(NamedTuple):
     held_out: float
     auroc: float
 
-    @property
-    def states(self) -> float:
-        return (self.f1 + self.held_out) / 2
-
     def __str__(self) -> str:
         return f"macro F1 {self.f1:.4f}, held-out kinds {self.held_out:.4f}, AUROC of damage {self.auroc:.4f}"
 
@@ -128,10 +124,21 @@ def score(net: nn.Module, validation: data.Labelled, seed: int = 77) -> Score:
     with torch.no_grad():
         logits, odd = net(torch.from_numpy(whole))
         odder = net(torch.from_numpy(strange.damage(whole, np.random.default_rng(seed))))[1]
-    said = logits.argmax(dim=1).numpy()
-    out = validation.of(data.VALIDATION_KINDS)
     auroc = data.auroc(odd.numpy().ravel(), odder.numpy().ravel())
-    return Score(data.macro(validation.y, said), data.macro(validation.y[out], said[out]), auroc)
+    return Score(*_f1(logits.argmax(dim=1).numpy(), validation), auroc)
+
+
+def _reached(net: nn.Module, validation: data.Labelled) -> float:
+    """The mean of both macro F1."""
+    net.eval()
+    with torch.no_grad():
+        logits = net.whole(net.steps(logarithm(scaled(validation.x))))
+    return sum(_f1(logits.argmax(dim=1).numpy(), validation)) / 2
+
+
+def _f1(said: data.Labels, validation: data.Labelled) -> tuple[float, float]:
+    out = validation.of(data.VALIDATION_KINDS)
+    return data.macro(validation.y, said), data.macro(validation.y[out], said[out])
 
 
 class Epochs(NamedTuple):
@@ -170,12 +177,11 @@ def fit(
                 optimiser.step()
                 loss += float(value.detach()) * len(batch) / len(labelled)
             schedule.step()
-            now = score(net, seen.validation)
-            # told from damage better and better, normal windows of other kinds are told worse: it stops where it ends
-            reached = now.states if work is _states else float(epoch)
+            # the second tower tells damage better and better, and other kinds' normal windows worse: it stops early
+            reached = _reached(net, seen.validation) if work is _states else float(epoch)
             if reached > best:
                 best, weights = reached, {name: value.clone() for name, value in net.state_dict().items()}
-            say(f"{names[0]} {epoch + 1}/{count}: loss {loss:.3f}, validation {now}")
+            say(f"{names[0]} {epoch + 1}/{count}: loss {loss:.3f}, {reached:.4f}")
         net.load_state_dict(weights)
     net.eval()
     with torch.no_grad():

@@ -21,10 +21,10 @@ from sdk.optimise.progress import shown
 from sdk.optimise.weights import Weights
 from sdk.recordings import load
 
-EPOCHS = net.Epochs(states=5, strange=7, rate=2e-3)
-TUNE = net.Epochs(states=4, strange=7, rate=2e-3)
+EPOCHS = net.Epochs(states=4, strange=5, rate=2e-3)
+TUNE = net.Epochs(states=3, strange=5, rate=2e-3)
 BUDGET = Budget(1_500_000, "macs")  # of 5.5 million
-CALIBRATION, CHECKED, MEASURED = 300, 200, 1500  # windows
+CALIBRATION, CHECKED, MEASURED = 300, 100, 1000  # windows
 ALLOWED = {"f1": 0.01, "auroc": 0.02}
 # the two heads stay float32: they are a hundredth of the work, and each answer is one number of them
 OPS = Quantised(onnx=("Conv",), openvino=("Convolution",), tflite=("CONV_2D",))
