@@ -40,7 +40,7 @@ class StateNet(nn.Module):  # type: ignore[misc]  # torch is an extra: Any witho
         self.level = tower(2, LEVEL, (9, 7, 5))
         self.ripple = tower(4, RIPPLE, (15, 9, 9, 9))
         self.state = nn.Conv1d(LEVEL[-1], len(data.LABELS), 1)
-        self.strange = nn.Linear(2 * RIPPLE[-1], 1)
+        self.strange = nn.Linear(RIPPLE[-1], 1)
         self.register_buffer("threshold", torch.ones(1))  # of strangeness, on normal windows
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -58,8 +58,8 @@ class StateNet(nn.Module):  # type: ignore[misc]  # torch is an extra: Any witho
         """Logit [batch, 1] of: this is no normal window."""
         change = torch.clamp((load[:, :, 1:] - load[:, :, :-1]) * 4.0, min=-1.0, max=1.0)
         change = torch.cat([torch.zeros_like(change[:, :, :1]), change], dim=2)
-        features = self.ripple(torch.cat([change, load], dim=1))
-        return self.strange(torch.cat([features.mean(dim=2), features.amax(dim=2)], dim=1))
+        # the mean alone, no maximum: a fault lasts, a switching does not
+        return self.strange(self.ripple(torch.cat([change, load], dim=1)).mean(dim=2))
 
 
 def logarithm(x: Tensor) -> Tensor:
