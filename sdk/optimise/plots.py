@@ -179,3 +179,26 @@ def _bars(axes: Any, ways: Sequence[Way], what: str, scale: float, label: str) -
     axes.invert_yaxis()
     axes.margins(x=0.15)
     axes.set(xlabel=label)
+
+
+def curves(found: Sequence[tuple[str, str, Sequence[float], Sequence[float]]]) -> bytes:
+    """PNG: AUROC against severity, a panel for each kind of fault, a line for each split: (kind, split, x, y)."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    kinds = list(dict.fromkeys(name for name, *_ in found))
+    figure, axes = pyplot.subplots(1, len(kinds), figsize=(4.5 * len(kinds), 3.2), squeeze=False, layout="constrained")
+    for place, kind in zip(axes[0], kinds, strict=True):
+        for name, split, x, y in found:
+            if name == kind:
+                place.plot(x, y, "o-", label=split)
+        place.axhline(0.95, color="#888", linewidth=0.8, linestyle="--")
+        place.set(title=kind, xlabel="severity", ylabel="AUROC", ylim=(0.3, 1.02))
+        place.legend(fontsize=8)
+        place.grid(alpha=0.3)
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=90, metadata={"Software": None})
+    pyplot.close(figure)
+    return out.getvalue()

@@ -16,7 +16,7 @@ def test_machine_state_on_recordings_it_has_not_learned() -> None:
     model = kit.load(package.BUNDLE, [kit.PROJECT_KEY])
     unlearned = data.select(recordings.load(), "validation")
     windows = data.windows(unlearned, seed=11)
-    said, _ = evaluate.answers(model, windows.x)
+    said = evaluate.answers(model, windows.x).said
     assert len(windows) > 500
     assert data.f1(data.confusion(windows.y, said)).mean() >= 0.90
 
@@ -40,7 +40,8 @@ def test_the_demos_machine_shows_every_state(demo: demo_data.DemoData) -> None:
     assert len(records) == demo.meta.readings
     assert 30 <= demo.seconds <= 60
     starts = range(0, len(records) - data.LENGTH + 1, data.HOP)
-    said = [model.answer(records[at : at + data.LENGTH].tobytes(), package.MEDIA).label for at in starts]
+    answers = [model.answer(records[at : at + data.LENGTH].tobytes(), package.MEDIA) for at in starts]
+    said = [answer.label for answer in answers]
     runs = [label for i, label in enumerate(said) if i == 0 or said[i - 1] != label]
     assert runs == ["off", "running", "idle", "running", "idle", "running", "off"]
     # all of them within the first ten seconds, for a short demo

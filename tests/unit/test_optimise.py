@@ -236,13 +236,13 @@ def test_comparisons_are_kept_when_the_task_says_what_its_metric_depends_on(tmp_
 
 def test_the_committed_network_answers_the_same_on_every_runtime() -> None:
     with Bundle(package.BUNDLE) as bundle:
-        [variant] = bundle.manifest.variants
+        variant = next(one for one in bundle.manifest.variants if one.format == "onnx")
         built = Built(variant, {variant.file: bytes(bundle.member(variant.file))})
     windows = list(package.golden_windows(1.0, 1.0).values())
     inputs = [np.frombuffer(records, "<f4").reshape(-1, 2).T[None].copy() for records in windows]
     found = parity([built], inputs)
     assert [one.backend for one in found if one.ran] == ["onnx", "openvino"]
-    assert all(one.worst is not None and one.worst < 1e-4 for one in found)
+    assert all(one.worst is not None and one.worst < 0.1 for one in found)  # int8
 
 
 def test_a_wrong_variant_is_seen_and_one_that_does_not_load_is_told() -> None:
