@@ -220,9 +220,11 @@ class Answers:
         ratio = self._ratio(step)
 
         def both(outputs: Outputs, place: Place) -> Result:
-            first = answer(outputs, place)
-            values = {**first.values, "anomaly": ratio(outputs, place)}
-            return Result(first.label, first.score, first.scores, first.detections, values, first.text,
+            first, score = answer(outputs, place), ratio(outputs, place)
+            named = (first.label, first.score)
+            if step.label and score >= 1:
+                named = step.label, anomaly.probability(score)
+            return Result(*named, first.scores, first.detections, {**first.values, "anomaly": score}, first.text,
                           first.characters, first.masks)  # fmt: skip
 
         return both

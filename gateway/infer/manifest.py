@@ -268,7 +268,7 @@ class Segment(Part, frozen=True, kw_only=True, tag_field="step", tag="segment"):
 class Anomaly(Part, frozen=True, kw_only=True, tag_field="step", tag="anomaly"):
     """How far a window is from what the model was trained on, in units of `threshold`, as the value `anomaly`.
 
-    Alone it also gives the label `anomaly` or `normal`; after another answer it adds the value only.
+    Alone it also gives the label `anomaly` or `normal`; after another answer it adds the value, and from 1 on `label`.
 
     Attributes:
         method: `reconstruction` compares an autoencoder's output with the model's input, `distance` measures an
@@ -277,12 +277,14 @@ class Anomaly(Part, frozen=True, kw_only=True, tag_field="step", tag="anomaly"):
         output: which of the outputs.
         smooth: readings over which the squared reconstruction error is averaged before its largest value is taken;
             0 averages over the whole window.
+        label: after another answer: what an anomaly is called instead of that answer's label; without it that stays.
     """
 
     method: Literal["reconstruction", "distance"]
     threshold: Annotated[float, Meta(gt=0)]
     output: Annotated[int, Meta(ge=0, lt=64)] = 0
     smooth: Annotated[int, Meta(ge=0, le=65536)] = 0
+    label: Annotated[str, Meta(max_length=64)] = ""
     mean: Floats = ()
     whiten: Floats = ()
 

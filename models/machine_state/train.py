@@ -42,7 +42,7 @@ def some(windows: data.Windows, count: int, seed: int) -> list[tuple[Array, ...]
 def mixed(windows: data.Labelled, count: int, seed: int) -> list[tuple[Array, ...]]:
     """Windows of four quarters: off, idle, running, and one of the highest peaks.
 
-    ai-edge-quantizer and NNCF average the ranges that calls of the calibration show; so each must show all of it.
+    NNCF averages the ranges that the calls of the calibration show; so each call shows all of it.
     """
     random = np.random.default_rng(seed)
     x = data.relative(windows.x)
