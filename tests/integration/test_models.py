@@ -42,8 +42,10 @@ def test_the_demos_machine_shows_every_state(demo: demo_data.DemoData) -> None:
     starts = range(0, len(records) - data.LENGTH + 1, data.HOP)
     answers = [model.answer(records[at : at + data.LENGTH].tobytes(), package.MEDIA) for at in starts]
     said = [max(answer.scores, key=lambda label: answer.scores[label]) for answer in answers]
-    # three recordings are joined: a seam may look like what it is
-    assert sum(answer.label == "fault-like" for answer in answers) <= 3
+    # the washing machine's current swings by half of its level, which is what the model knows as pulsation
+    odd = [i for i, answer in enumerate(answers) if answer.label == "fault-like"]
+    first_run = range(said.index("running"), said.index("idle"))
+    assert odd and set(odd) <= set(first_run)
     runs = [label for i, label in enumerate(said) if i == 0 or said[i - 1] != label]
     assert runs == ["off", "running", "idle", "running", "idle", "running", "off"]
     # all of them within the first ten seconds, for a short demo
