@@ -134,7 +134,7 @@ def test_an_anomaly_takes_the_labels_place_and_leaves_the_scores(far: float, lab
     step = Anomaly(method="distance", output=1, threshold=1.0, mean=(0.0,), label="odd")
     model = recipe(task="classify", labels=("off", "run"), post=(Softmax(), TopK(k=2), step))
     result = model.finish([np.array([[0.0, 3.0]], np.float32), np.array([[far]])])
-    assert (result.label, result.score) == (label, pytest.approx(score, abs=1e-4))
+    assert result.label == label and result.score == pytest.approx(score, abs=1e-4)
     assert result.scores == pytest.approx({"run": 0.9526, "off": 0.0474}, abs=1e-4)
     assert result.values == pytest.approx({"anomaly": far})
 
