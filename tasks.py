@@ -196,7 +196,7 @@ def models_twin(c: Context, args: str = "") -> None:
 
 
 @task(name="report", help={"names": "models with commas between them; without it all", "args": "its options"})
-def models_report(c: Context, names: str = "", args: str = "") -> None:
+def models_report(c: Context, names: str = "", json: bool = False, args: str = "") -> None:
     """
     Write build/report/index.html: accuracy, size, latency and memory of the models' variants, and what `auto` chose.
 
@@ -204,7 +204,7 @@ def models_report(c: Context, names: str = "", args: str = "") -> None:
     """
     chosen = [name for name in names.split(",") if name]
     require_models(chosen)
-    run([str(own_python("train")), "-m", "models", "report", *chosen, *shlex.split(args)])
+    run([str(own_python("train")), "-m", "models", "report", *chosen, *given(json=json), *shlex.split(args)])
 
 
 @task(name="evaluate", help={"name": "a folder of models/", "args": "its options, in one string; see --args --help"})

@@ -215,8 +215,13 @@ def write(sections: list[Section], absent: list[str], folder: Path) -> None:
         write_atomic(folder / f"{name}.png", picture)
     write_atomic(folder / "index.html", report_page.html_page(sections, absent, pictures).encode())
     write_atomic(folder / "report.md", report_page.markdown(sections, absent).encode())
-    numbers = {one.name: {"bundle": one.digest, "bytes": one.size, "ways": one.ways} for one in sections}
-    write_atomic(folder / "report.json", msgspec.json.format(msgspec.json.encode(numbers), indent=1) + b"\n")
+    write_atomic(folder / "report.json", numbers(sections))
+
+
+def numbers(sections: list[Section]) -> bytes:
+    """What the tables and pictures are made of, as JSON: by model its bundle's digest and bytes, and all ways."""
+    known = {one.name: {"bundle": one.digest, "bytes": one.size, "ways": one.ways} for one in sections}
+    return msgspec.json.format(msgspec.json.encode(known), indent=1) + b"\n"
 
 
 def main() -> None:
@@ -225,6 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write tables and pictures of the models.")
     parser.add_argument("names", nargs="*", help="models (default: all that have a bundle here)")
     parser.add_argument("--output", type=Path, default=REPORT, help="a folder (default: build/report)")
+    parser.add_argument("--json", action="store_true", help="print report.json instead of the tables")
     arguments = parser.parse_args()
     wanted = known_names(arguments.names) or names()
     bundles = {name: bundle for name in wanted if (bundle := bundle_of(name))}
@@ -235,6 +241,9 @@ def main() -> None:
         sections = [section(name, bundle, tell) for name, bundle in bundles.items()]
         tell("pictures and pages", False)
         write(sections, absent, arguments.output)
+    if arguments.json:
+        print(numbers(sections).decode(), end="")
+        return
     print("\n".join(report_page.terminal(sections, absent)))
     print(f"\n{arguments.output / 'index.html'}, with report.md, report.json and a PNG for each model")
 

@@ -78,6 +78,14 @@ def test_a_row_for_each_variant_with_its_stage_loss_times_and_the_choice() -> No
     )
 
 
+def test_the_numbers_are_told_as_json_by_model() -> None:
+    said = msgspec.json.decode(report.numbers([section(known())]))
+    assert list(said) == ["press"] and said["press"]["bundle"] == "d" * 64 and said["press"]["bytes"] == 9000
+    assert [(way["stage"], way["metrics"], way["p50_us"]) for way in said["press"]["ways"]] == [
+        ("base", {"f1": 0.95}, {}), ("pruned", {"f1": 0.94}, {"1": 300.0, "2": 350.0}), ("int8", {"f1": 0.93}, {"1": 100.0}),
+    ]  # fmt: skip
+
+
 def test_what_is_not_there_is_said_in_words() -> None:
     one = section()
     assert one.metric == "" and not any("f1" in cell for row in report_page.table(one) for cell in row)
