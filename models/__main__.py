@@ -1,4 +1,4 @@
-"""`python -m models build|evaluate NAME [options]`, `report [NAME ...]`, `list [--json]`: what `./inv models.*` call."""
+"""`python -m models build|evaluate NAME [options]`, `report [NAME ...] [--json]`, `list [--json]`: for `./inv models.*`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from models.kit import MODELS
 from sdk.optimise import figures
 
 USAGE = (
-    "usage: python -m models build|evaluate NAME [options]; python -m models report [NAME ...]; "
+    "usage: python -m models build|evaluate NAME [options]; python -m models report [NAME ...] [--json]; "
     "python -m models list [--json]"
 )
 # what a model is built by: trained here, or fetched

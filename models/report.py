@@ -242,7 +242,7 @@ def main() -> None:
         tell("pictures and pages", False)
         write(sections, absent, arguments.output)
     if arguments.json:
-        print(numbers(sections).decode(), end="")
+        print((arguments.output / "report.json").read_text(), end="")
         return
     print("\n".join(report_page.terminal(sections, absent)))
     print(f"\n{arguments.output / 'index.html'}, with report.md, report.json and a PNG for each model")
