@@ -12,6 +12,7 @@ from typing import NamedTuple
 DIGITS = frozenset(string.digits)
 LETTERS = frozenset(string.ascii_uppercase)
 CLASSES = {"9": DIGITS, "A": LETTERS, "N": DIGITS | LETTERS}
+PRINTABLE = frozenset(map(chr, range(32, 127)))
 MAX_LENGTH = 64  # characters of a field
 
 # letters of a format -> the shapes that they may take; a reading is one shape of each
@@ -52,6 +53,8 @@ class Pattern:
             raise PatternError(f"a pattern for more than {MAX_LENGTH} characters")
         self.shapes = tuple(shapes)
         self.alphabet = frozenset().union(*(item.chars for shape in shapes for item in shape))
+        if strange := self.alphabet - PRINTABLE:
+            raise PatternError(f"{min(strange)!r} is no printable ASCII, and nothing else is read")
         self._steps: dict[tuple[State, str], State | None] = {}
 
     def start(self) -> State:
@@ -147,7 +150,7 @@ def words(lexicon: Iterable[str]) -> Pattern:
 
 def free(most: int = MAX_LENGTH) -> Pattern:
     """Anything that is printable ASCII."""
-    return Pattern([(Item(frozenset(map(chr, range(32, 127))), 1, most),)])
+    return Pattern([(Item(PRINTABLE, 1, most),)])
 
 
 def _parse(pattern: str) -> Shape:
@@ -194,6 +197,6 @@ def _chars(text: str) -> frozenset[str]:
         else:
             found.add(text[at])
             at += 1
-    if not found or not all(" " <= char <= "~" for char in found):
+    if not found or found - PRINTABLE:
         raise PatternError(f"not a set of characters: '[{text}]'")
     return frozenset(char.upper() for char in found)

@@ -68,7 +68,9 @@ def test_any_text_is_a_code_or_is_refused_with_a_word(text: str) -> None:
         assert pattern.alphabet and not pattern.fits("\n")
 
 
-@pytest.mark.parametrize("text", ["", "9{", "9{x}", "9{3,1}", "9{0}", "9{65}", "[", "[]", "[ä]", "9{64}9", "A{-1}"])
+@pytest.mark.parametrize(
+    "text", ["", "9{", "9{x}", "9{3,1}", "9{0}", "9{65}", "[", "[]", "[ä]", "9{64}9", "A{-1}", "\n", "9\\\n", "ÄA-9"]
+)
 def test_what_is_no_pattern(text: str) -> None:
     with pytest.raises(PatternError):
         form_patterns.code(text)
