@@ -24,6 +24,7 @@ def write_whole(path: Path, data: bytes, mode: int = 0o600, part: Path | None = 
         part: where it is written first, in the same folder; needed where two may write at the same time.
     """
     part = part or path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)  # what an earlier try has left may have another mode
     try:
         write(part, data, mode)
         replace(part, path)

@@ -15,7 +15,6 @@ import datetime
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from gateway import durable
 from gateway.errors import ConfigError
 
 CA_DAYS = 3650
@@ -87,8 +87,8 @@ class Authority:
             self._record(gateway, made)
             folder = self.folder / "gateways"
             folder.mkdir(mode=0o700, exist_ok=True)
-            write_secret(folder / f"{gateway}.key", _private(private))
-            write_secret(folder / f"{gateway}.pem", _pem(made))
+            durable.write_whole(folder / f"{gateway}.key", _private(private))
+            durable.write_whole(folder / f"{gateway}.pem", _pem(made))
             return Identity(gateway, _private(private), _pem(made), _pem(certificate), new=True)
 
     def kept(self, gateway: str) -> Identity | None:
@@ -117,8 +117,8 @@ class Authority:
         key_path, path = self.folder / "ca.key", self.folder / "ca.pem"
         if not path.exists():  # written after the key, so that without it nothing was signed yet
             key, made = _self_signed()
-            write_secret(key_path, _private(key))
-            write_secret(path, _pem(made))
+            durable.write_whole(key_path, _private(key))
+            durable.write_whole(path, _pem(made))
             return key, made
         try:
             private = load_pem_private_key(key_path.read_bytes(), None)
@@ -185,20 +185,6 @@ class Authority:
             file.write(json.dumps(line) + "\n")
             file.flush()
             os.fsync(file.fileno())
-
-
-def write_secret(path: Path, data: bytes) -> None:
-    """A file of 0600: all of it or what was there before."""
-    fd, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mkstemp makes it 0600
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise
 
 
 def _self_signed() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import os
 import re
 import tempfile
 import tomllib
@@ -26,6 +25,7 @@ import msgspec
 from msgspec import Meta
 
 from gateway import config as gateway_config
+from gateway import durable
 from gateway.errors import ConfigError
 from gateway.tables import Name, Port, Table
 from sdk.networks import EthernetTable, WifiTable, check_zone, network_files
@@ -222,10 +222,7 @@ def write_if_other(path: Path, data: bytes) -> bool:
     """A file of 0600 with this content; whether it was another before."""
     if path.exists() and path.read_bytes() == data and path.stat().st_mode & 0o777 == PRIVATE:
         return False
-    fd, name = tempfile.mkstemp(prefix=".provision-", dir=path.parent)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-    os.replace(name, path)
+    durable.write_whole(path, data, PRIVATE)
     return True
 
 

@@ -51,3 +51,11 @@ def test_every_step_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     durable.remove(path)
     durable.remove(tmp_path / "no" / "folder")
     assert len(synced) == 3, "nothing was there"
+
+
+def test_what_an_earlier_try_has_left_gives_a_secret_no_other_mode(tmp_path: Path) -> None:
+    left = tmp_path / "ca.key.part"
+    left.write_bytes(b"half")
+    left.chmod(0o644)
+    durable.write_whole(tmp_path / "ca.key", b"secret")
+    assert (tmp_path / "ca.key").stat().st_mode & 0o777 == 0o600 and not left.exists()
