@@ -130,11 +130,10 @@ class Machine:
             MachineError: QEMU cannot be started.
         """
         assert not self.on
-        try:
+        async with AsyncExitStack() as failed:
+            failed.push_async_callback(self.power_off)
             await self._start([])
-        except BaseException:
-            await self.power_off()
-            raise
+            failed.pop_all()
 
     async def power_off(self) -> None:
         """Off without loss: what the guest has written is on the drive, flushed or not."""

@@ -23,6 +23,7 @@ A block is on disk as a whole or not at all; a file that was cut off reads up to
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import struct
@@ -173,7 +174,8 @@ class Reading:
             self._file: IO[bytes] = path.open("rb")
         except OSError as error:
             raise RecordingError(f"{path}: cannot read it: {error.strerror}", hint="name a .octorec file") from error
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.callback(self._file.close)
             self._size = os.fstat(self._file.fileno()).st_size
             magic = self._file.read(len(MAGIC))
             if magic != MAGIC:
@@ -182,9 +184,7 @@ class Reading:
                 raise RecordingError(f"{path}: {what}", hint="update Octogate" if other else "name a .octorec file")
             self._first = self._block()
             self.meta, self.meta_bytes = self._meta()
-        except BaseException:
-            self._file.close()
-            raise
+            failed.pop_all()
 
     def __enter__(self) -> Reading:
         return self

@@ -9,7 +9,6 @@ The cache is `build/cache/<name>-<version>/`, with the members under the paths t
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -134,10 +133,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             file.write(data)
         os.chmod(name, 0o644)
         os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    finally:
+        Path(name).unlink(missing_ok=True)  # what failed: else it has its own name by now
 
 
 def _intact(path: Path, member: Member) -> bool:

@@ -117,11 +117,10 @@ class MicroPythonNode:
 
     async def __aenter__(self) -> Self:
         self.replug()
-        try:
+        async with contextlib.AsyncExitStack() as failed:
+            failed.push_async_exit(self)
             await self.start()
-        except BaseException:
-            await self.__aexit__(None, None, None)
-            raise
+            failed.pop_all()
         return self
 
     async def __aexit__(

@@ -60,15 +60,14 @@ class Capture:
         self.dropped = self.bad = 0
         self.seen_at = self._loop.time()
         self._device = Device(path, kernel)
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.close)
             self._device.identity()
             self.format = self._negotiate(table)
             self.fps = self._device.set_rate(table.fps)
             self.refused = self._set_controls(table.controls)
             self._start(table)
-        except BaseException:
-            self.close()
-            raise
+            failed.pop_all()
         # a camera that is faster than wanted is thinned out here; one in the rate's own jitter is not
         self._period_ns = 0 if 0 < self.fps <= table.fps * 1.05 else round(1e9 / table.fps)
         self._slack_ns = round(5e8 / self.fps) if self.fps else self._period_ns // 10

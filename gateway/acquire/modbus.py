@@ -191,7 +191,7 @@ class ModbusSource:
             await line.write(table.unit, write.channel.table, write.channel.at, write.words, table.timeout_s)
         except (NoAnswer, Refused) as error:
             outcome: SourceError | None = error
-        except BaseException:
+        except (SourceError, asyncio.CancelledError):
             self._writes.appendleft(write)  # it is answered with the others, when it is known why
             raise
         else:

@@ -88,12 +88,11 @@ class Bundle:
         except ValueError as error:  # mmap of nothing
             raise self._bad("the file is empty") from error
         self._view = memoryview(self._map)
-        try:
+        with contextlib.ExitStack() as failed:
+            failed.callback(self.close)
             self._members = self._directory()
             self.manifest = self._read_manifest()
-        except BaseException:
-            self.close()
-            raise
+            failed.pop_all()
 
     def __enter__(self) -> Bundle:
         return self

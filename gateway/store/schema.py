@@ -154,10 +154,9 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
     try:
         yield
         db.execute("COMMIT")
-    except BaseException:
-        if db.in_transaction:  # SQLite rolls some failures back by itself
+    finally:
+        if db.in_transaction:  # it failed, and SQLite has not rolled it back by itself
             db.execute("ROLLBACK")
-        raise
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any
 
@@ -70,11 +70,10 @@ class PostgresSink:
         async with pool.acquire() as connection:
             name = f"PostgreSQL database {await connection.fetchval('SELECT current_database()')}"
         sink = cls(pool, name)
-        try:
+        async with AsyncExitStack() as failed:
+            failed.push_async_callback(sink.close)
             await sink._migrate()
-        except BaseException:
-            await sink.close()
-            raise
+            failed.pop_all()
         return sink
 
     async def _migrate(self) -> None:
